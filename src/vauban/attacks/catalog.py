@@ -1,0 +1,34 @@
+"""Every attack: id -> where its class lives. One row adds one."""
+
+from __future__ import annotations
+
+from vauban.core.attack import Attack
+from vauban.core.registry import Catalogue
+
+ATTACKS: Catalogue[type[Attack]] = Catalogue(
+    "attack",
+    "vauban.attacks",
+    {
+        "evasion.apgd": "vauban.attacks.evasion.apgd:APGD",
+        "evasion.apgd_targeted": "vauban.attacks.evasion.apgd_targeted:TargetedAPGD",
+        "evasion.feature": "vauban.attacks.evasion.feature:Feature",
+        "evasion.fgsm": "vauban.attacks.evasion.fgsm:FGSM",
+        "evasion.hop_skip_jump": "vauban.attacks.evasion.hop_skip_jump:HopSkipJump",
+        "evasion.noise": "vauban.attacks.evasion.noise:Noise",
+        "evasion.pgd": "vauban.attacks.evasion.pgd:PGD",
+        "evasion.square": "vauban.attacks.evasion.square:Square",
+        "evasion.universal": "vauban.attacks.evasion.universal:Universal",
+        "extraction.exact": "vauban.attacks.extraction.exact:Exact",
+        "extraction.substitute": "vauban.attacks.extraction.substitute:Substitute",
+        "leakage.inversion": "vauban.attacks.leakage.inversion:Inversion",
+        "leakage.entropy_threshold": "vauban.attacks.leakage.entropy_threshold:EntropyThreshold",
+        "leakage.lira": "vauban.attacks.leakage.lira:LiRA",
+        "leakage.loss_threshold": "vauban.attacks.leakage.loss_threshold:LossThreshold",
+        "leakage.rmia": "vauban.attacks.leakage.rmia:RMIA",
+        "poisoning.badnets": "vauban.attacks.poisoning.badnets:BadNets",
+        "poisoning.blended": "vauban.attacks.poisoning.blended:Blended",
+        "poisoning.data_audit": "vauban.attacks.poisoning.data_audit:DataAudit",
+        "poisoning.label_flip": "vauban.attacks.poisoning.label_flip:LabelFlip",
+        "tampering.bit_flip": "vauban.attacks.tampering.bit_flip:BitFlip",
+    },
+)

@@ -1,0 +1,117 @@
+"""All that an attack gets to see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from vauban.core.goal import Goal
+from vauban.core.target import Outputs
+
+Loss = Callable[[Outputs, Tensor], Tensor]
+"""(outputs, rows) -> [m]; attacks maximise it."""
+
+
+@dataclass(slots=True)
+class Spent:
+    """Per row, on the CPU: model evaluations and gradient evaluations; int64 `[n]`."""
+
+    queries: Tensor
+    gradients: Tensor
+    seconds: float = 0.0
+
+
+@dataclass(slots=True)
+class Best:
+    """The best admissible point of each row so far.
+
+    In a search for any point: the one with the largest margin within the radius. In a search for the nearest: the
+    successful one with the smallest distance; `distance` is inf where there is none yet.
+    """
+
+    x: Tensor
+    margin: Tensor
+    distance: Tensor
+    """float64 `[n]`."""
+
+    @property
+    def reached(self) -> Tensor:
+        """bool `[n]`: the goal is reached by an admissible point."""
+        return self.margin > 0
+
+
+@dataclass(slots=True)
+class Look:
+    """One look at `m` rows."""
+
+    value: Tensor
+    """The loss, `[m]`."""
+    grad: Tensor
+    """Its gradient with respect to the input, `[m, ...]`."""
+    margin: Tensor
+    """The goal's margin, `[m]`."""
+    open: Tensor
+    """bool `[m]`: rows that are still worth a look: not decided, and within their budget."""
+
+
+class Oracle(Protocol):
+    """Meters, limits, keeps the best; one per attempt.
+
+    Every method takes the points `x` `[m, ...]` and the numbers of their rows `[m]` (a row may occur several times),
+    counts one query (and one gradient) for each, and refuses with NotOffered what the threat does not grant. Points
+    of rows whose budget is spent raise nothing: they are answered, not counted as found, and reported as not open.
+    """
+
+    goal: Goal
+    spent: Spent
+    best: Best
+    nearest: bool
+    """True: look for the nearest success and use the whole budget; False: any success within the radius decides."""
+
+    @property
+    def rows(self) -> Tensor:
+        """int64: the rows that are open."""
+        ...
+
+    def open(self, rows: Tensor) -> Tensor:
+        """bool `[m]`: still undecided and within budget."""
+        ...
+
+    def left(self, rows: Tensor) -> Tensor:
+        """int64 `[m]`: queries that each row may still make (a large number where there is no limit)."""
+        ...
+
+    def labels(self, x: Tensor, rows: Tensor) -> Tensor:
+        """int64 `[m]` predicted classes; needs LABELS."""
+        ...
+
+    def reaches(self, x: Tensor, rows: Tensor) -> Tensor:
+        """bool `[m]`: the goal is reached, judged from labels alone; needs LABELS."""
+        ...
+
+    def scores(self, x: Tensor, rows: Tensor) -> Tensor:
+        """`[m, classes]` logits where granted, otherwise probabilities (`[m]` in a regression); needs SCORES."""
+        ...
+
+    def margins(self, x: Tensor, rows: Tensor) -> Tensor:
+        """`[m]` margins of the goal from scores; needs SCORES."""
+        ...
+
+    def values(self, loss: Loss, x: Tensor, rows: Tensor) -> Tensor:
+        """`[m]` values of a loss of one's own from scores; needs SCORES."""
+        ...
+
+    def value_and_grad(self, loss: Loss, x: Tensor, rows: Tensor) -> Look:
+        """A loss, its input gradient, the margin; one query and one gradient a row; needs GRADIENTS."""
+        ...
+
+    def features(self, x: Tensor, rows: Tensor) -> Tensor:
+        """`[m, d]` flat activations of the last hidden layer; needs FEATURES."""
+        ...
+
+    def feature_value_and_grad(self, loss: Loss, x: Tensor, rows: Tensor) -> Look:
+        """As `value_and_grad`, but the loss is given the features `[m, d]` as its outputs' values."""
+        ...

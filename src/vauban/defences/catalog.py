@@ -1,0 +1,17 @@
+"""Every defence: id -> where its class lives. One row adds one."""
+
+from __future__ import annotations
+
+from vauban.core.defence import Defence
+from vauban.core.registry import Catalogue
+
+DEFENCES: Catalogue[type[Defence]] = Catalogue(
+    "defence",
+    "vauban.defences",
+    {
+        "distill.defensive": "vauban.defences.distill.defensive:DefensiveDistillation",
+        "preprocess.squeeze": "vauban.defences.preprocess.squeeze:Squeeze",
+        "privacy.dp_sgd": "vauban.defences.privacy.dp_sgd:DPSGD",
+        "train.pgd": "vauban.defences.train.pgd:PGDTraining",
+    },
+)

@@ -1,0 +1,86 @@
+"""Plain supervised training: what recipes, substitutes, reference models and defences share."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Step = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""(module in training mode, x, y, rows) -> loss of the batch."""
+Optimiser = Literal["adam", "sgd"]
+
+
+@contextlib.contextmanager
+def quiet_rng(seed: int) -> Iterator[None]:
+    """Global torch randomness seeded inside and put back outside: initialisers and dropout draw from it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def task_loss(outputs: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy for class numbers (int64), mean squared error for real values."""
+    if y.is_floating_point():
+        return F.mse_loss(outputs.reshape(y.shape), y.to(outputs.dtype))
+    return F.cross_entropy(outputs, y)
+
+
+def plain_step(module: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    return task_loss(module(x), y)
+
+
+def fit(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    seed: int,
+    epochs: int = 20,
+    batch_size: int = 64,
+    rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    optimiser: Optimiser = "adam",
+    step: Step = plain_step,
+    schedule: Literal["constant", "cosine"] = "constant",
+    progress: Callable[[int, int], None] | None = None,
+) -> nn.Module:
+    """Train `module` in place on `x` `[n, ...]`, `y` `[n]`, and return it in evaluation mode.
+
+    The order of batches, dropout and the rest depend on `seed` alone; global random state is as it was afterwards.
+    """
+    kind = {"adam": torch.optim.Adam, "sgd": _sgd}[optimiser]
+    with quiet_rng(seed):
+        optimizer = kind(module.parameters(), lr=rate, weight_decay=weight_decay)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if schedule == "cosine" else None
+        for epoch in range(epochs):
+            for rows in torch.randperm(len(x)).split(batch_size):
+                module.train()
+                loss = step(module, x[rows], y[rows], rows)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            if falling is not None:
+                falling.step()
+            if progress is not None:
+                progress(epoch + 1, epochs)
+    optimizer.zero_grad(set_to_none=True)
+    return module.eval()
+
+
+def _sgd(parameters: Iterator[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+
+
+def reset(module: nn.Module, seed: int) -> nn.Module:
+    """Fresh weights in place, by each layer's own initialiser; buffers of normalisation layers start anew."""
+    with quiet_rng(seed):
+        for part in module.modules():
+            initialise = getattr(part, "reset_parameters", None)
+            if callable(initialise):
+                initialise()
+    return module

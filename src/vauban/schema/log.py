@@ -1,0 +1,237 @@
+"""The audit log: everything a report is made of, and nothing else. Written as report.json; the schema is published."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from vauban.schema.threat import Frozen
+
+SCHEMA_VERSION = "1.0"
+State = Literal["assessed", "inconclusive", "error", "skipped", "not_applicable"]
+Severity = Literal["critical", "high", "medium", "low", "info"]
+SEVERITIES: tuple[Severity, ...] = ("critical", "high", "medium", "low", "info")
+
+
+class Measurement(Frozen):
+    """A number with its interval. A rate over nothing assessed has value None, never 0 or 1."""
+
+    name: str
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    unit: str = "rate"
+    method: str = ""
+
+
+class Cost(Frozen):
+    """What was spent, summed over samples."""
+
+    queries: int = 0
+    gradients: int = 0
+    seconds: float = 0.0
+
+
+class Series(Frozen):
+    """One line of a chart; y may hold None where nothing is known."""
+
+    label: str
+    x: list[float]
+    y: list[float | None]
+    low: list[float | None] | None = None
+    high: list[float | None] | None = None
+
+
+class Curve(Frozen):
+    """A chart as data: the reports draw it."""
+
+    id: str
+    title: str
+    x_label: str
+    y_label: str
+    x_scale: Literal["linear", "log"] = "linear"
+    y_scale: Literal["linear", "log"] = "linear"
+    series: list[Series]
+    reading: str = ""
+    """One plain sentence: how to read it and what it shows."""
+
+
+class Picture(Frozen):
+    """A small picture: base64 PNG."""
+
+    caption: str
+    png: str
+
+
+class Exhibit(Frozen):
+    """Something to look at: a row of pictures, or a table for data that is not pictures."""
+
+    title: str
+    note: str = ""
+    pictures: list[Picture] = Field(default_factory=list)
+    columns: list[str] = Field(default_factory=list)
+    rows: list[list[str]] = Field(default_factory=list)
+
+
+class Doubt(Frozen):
+    """A reason to mistrust, or a check that found none: measured value against threshold."""
+
+    id: str
+    verdict: Literal["pass", "warn", "fail"]
+    value: float | None = None
+    threshold: float | None = None
+    text: str
+    remedy: str = ""
+
+
+class Attempt(Frozen):
+    """One check under one threat: what happened, what it cost, what was measured."""
+
+    check: str
+    threat: str | None = None
+    state: State
+    reason: str = ""
+    cost: Cost = Field(default_factory=Cost)
+    measurements: list[Measurement] = Field(default_factory=list)
+    caveats: list[str] = Field(default_factory=list)
+    doubts: list[Doubt] = Field(default_factory=list)
+    curves: list[Curve] = Field(default_factory=list)
+    exhibits: list[Exhibit] = Field(default_factory=list)
+    outcomes: str = ""
+    """One letter a sample, in the order of the audited samples: `w`rong already when clean, `b`roken, `h`eld, `c`ertified, `u`nknown."""
+    params: dict[str, Any] = Field(default_factory=dict)
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """Further plain facts of this check (flipped bits, recovered shapes, suspicious rows)."""
+
+    def measurement(self, name: str) -> Measurement | None:
+        return next((m for m in self.measurements if m.name == name), None)
+
+
+class Standards(Frozen):
+    """Ids in the public catalogues, with names looked up in `standards.json`."""
+
+    nist: list[str] = Field(default_factory=list)
+    atlas: list[str] = Field(default_factory=list)
+    owasp: list[str] = Field(default_factory=list)
+
+
+class Evidence(Frozen):
+    """What a finding rests on: the attempts by number, and the measurements that matter."""
+
+    attempts: list[int] = Field(default_factory=list)
+    """Indices into `attempts`, where curves, pictures and doubts are."""
+    measurements: list[Measurement] = Field(default_factory=list)
+
+
+class Suppression(Frozen):
+    """An accepted finding: who accepted it, why, until when (ISO date)."""
+
+    rule: str
+    reason: str
+    owner: str
+    until: str
+    threat: str | None = None
+
+
+class Finding(Frozen):
+    """Something that should be dealt with."""
+
+    rule: str
+    severity: Severity
+    score: float
+    claim: str
+    threat: str | None = None
+    evidence: Evidence = Field(default_factory=Evidence)
+    standards: Standards = Field(default_factory=Standards)
+    remedies: list[str] = Field(default_factory=list)
+    reproduce: str = ""
+    score_inputs: dict[str, float] = Field(default_factory=dict)
+    """The factors of the score: impact, knowledge, cost."""
+    suppressed: Suppression | None = None
+
+
+class RunInfo(Frozen):
+    id: str
+    started: str
+    finished: str
+    seed: int
+    argv: list[str]
+    versions: dict[str, str]
+    machine: dict[str, str]
+    profile: str = "standard"
+    config: dict[str, Any] = Field(default_factory=dict)
+
+
+class TargetInfo(Frozen):
+    id: str
+    sha256: str
+    domain: str
+    offers: list[str]
+    task: str = "classification"
+    classes: int | None = None
+    facts: dict[str, Any] = Field(default_factory=dict)
+    """What the preflight found, in numbers."""
+    preflight: list[Doubt] = Field(default_factory=list)
+
+
+class DataInfo(Frozen):
+    id: str
+    sha256: str
+    train: int
+    test: int
+    shape: list[int]
+    samples: int
+    """How many test rows were audited."""
+
+
+class Verdict(Frozen):
+    state: Literal["pass", "fail", "inconclusive"]
+    assessed: int
+    not_assessed: int
+    sentence: str = ""
+    reasons: list[str] = Field(default_factory=list)
+
+
+class Change(Frozen):
+    """One measurement before and after."""
+
+    check: str
+    threat: str | None
+    name: str
+    before: float | None
+    after: float | None
+    difference: float | None
+    low: float | None
+    high: float | None
+    unit: str = "rate"
+    better: bool | None = None
+    """True where it improved beyond its interval, False where it got worse, None where it cannot be told."""
+
+
+class Comparison(Frozen):
+    """Two audits of the same samples side by side."""
+
+    defence: str | None = None
+    before: str
+    after: str
+    adaptive: list[str] = Field(default_factory=list)
+    changes: list[Change]
+    curves: list[Curve] = Field(default_factory=list)
+    caveats: list[str] = Field(default_factory=list)
+    facts: dict[str, Any] = Field(default_factory=dict)
+
+
+class AuditLog(Frozen):
+    """report.json."""
+
+    schema_version: str = SCHEMA_VERSION
+    run: RunInfo
+    target: TargetInfo
+    data: DataInfo
+    attempts: list[Attempt]
+    findings: list[Finding]
+    verdict: Verdict
+    before_after: Comparison | None = None
+    notes: list[str] = Field(default_factory=list)
