@@ -61,8 +61,9 @@ class Oracle(Protocol):
     """Meters, limits, keeps the best; one per attempt.
 
     Every method takes the points `x` `[m, ...]` and the numbers of their rows `[m]` (a row may occur several times),
-    counts one query (and one gradient) for each, and refuses with NotOffered what the threat does not grant. Points
-    of rows whose budget is spent raise nothing: they are answered, not counted as found, and reported as not open.
+    counts one query (and one gradient) for each, and refuses with NotOffered what the threat does not grant. A call
+    that would overrun the budget of any of its rows, or that comes after the deadline, raises Limit before anything
+    is spent; the engine catches it and what was found until then counts. Ask `open` and `left` beforehand.
     """
 
     goal: Goal

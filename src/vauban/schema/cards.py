@@ -39,6 +39,8 @@ class AttackCard(Frozen):
     min_classes: int = 2
     joint: bool = False
     """True where samples are attacked together (a universal perturbation), so that they depend on each other."""
+    curve: bool = False
+    """True where the engine also runs it at other radii, for the security curve."""
     sources: tuple[Source, ...] = Field(default=())
 
     @property

@@ -1,0 +1,280 @@
+"""The metered oracle: the only way from an attack to a model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vauban.core.goal import Goal
+from vauban.core.oracle import Best, Look, Loss, Spent
+from vauban.core.space import Continuous
+from vauban.core.target import Featured, OutputKind, Outputs, Target
+from vauban.engine.batching import micro_batch, slices
+from vauban.schema.access import EVERYTHING, Access
+from vauban.schema.errors import BadTarget, Limit, NotOffered
+from vauban.schema.threat import Budget
+
+NO_LIMIT = 2**62
+
+
+def slack(radius: float, x: Tensor) -> float:
+    """How far a float32 point may lie outside its radius: rounding of the coordinates, never more."""
+    return 1e-6 * radius + 4e-7 * float(x.abs().max())
+
+
+class MeteredOracle:
+    """Implements `core.oracle.Oracle` over a target.
+
+    Counts queries and gradients per row, enforces access and budget, keeps the best admissible point of every row,
+    and closes rows as soon as they are decided. Gradients are taken with respect to the input alone, so weights
+    never get a `.grad`. Batches are cut into micro-batches that suit the cache.
+
+    Args:
+        target: the model; needs at least `access & target.offers`.
+        goal: what counts as success.
+        space: distance and box.
+        x: clean inputs `[n, ...]`.
+        radius: how far points may be; inf together with `nearest=True`.
+        access: what the threat model grants.
+        budget: per-sample limits on queries and gradients.
+        nearest: search for the nearest success instead of any within the radius.
+        micro_batch: rows per forward pass; chosen from the model's activations where None.
+        deadline: `time.monotonic()` after which every call raises Limit.
+        progress: told (rows decided, rows) after each call.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        goal: Goal,
+        space: Continuous,
+        x: Tensor,
+        radius: float,
+        *,
+        access: Access = EVERYTHING,
+        budget: Budget | None = None,
+        nearest: bool = False,
+        micro_batch: int | None = None,
+        deadline: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.goal, self.nearest = goal, nearest
+        self._target, self._space, self._x, self._radius = target, space, x, radius
+        self._granted = access & target.offers
+        self._budget = budget or Budget()
+        self._size = micro_batch or _size(target, x)
+        self._deadline, self._progress = deadline, progress
+        n, device = len(x), x.device
+        self.spent = Spent(torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64))
+        self.best = Best(
+            x=x.clone(),
+            margin=torch.full((n,), -torch.inf, device=device),
+            distance=torch.full((n,), torch.inf, dtype=torch.float64, device=device),
+        )
+        self._decided = torch.zeros(n, dtype=torch.bool, device=device)
+        self._slack = slack(radius, x) if radius != float("inf") else 0.0
+
+    # What an attack may ask --------------------------------------------------------------------------------------
+
+    def begin(self) -> Tensor:
+        """Look at the clean inputs and close the rows that already reach the goal; `[n]` margins. One query a row."""
+        rows = torch.arange(len(self._x), device=self._x.device)
+        margin = self.margins(self._x, rows) if Access.SCORES in self._granted else self._from_labels(self._x, rows)
+        self.best.distance[rows] = torch.where(margin > 0, 0.0, torch.inf).to(torch.float64)
+        self._decided |= margin > 0
+        return margin
+
+    @property
+    def rows(self) -> Tensor:
+        return self.open(torch.arange(len(self._x), device=self._x.device)).nonzero().flatten()
+
+    def open(self, rows: Tensor) -> Tensor:
+        still = ~self._decided[rows]
+        if self._budget.queries is not None or self._budget.gradients is not None:
+            still &= self._within(rows, 1, 1)
+        return still
+
+    def left(self, rows: Tensor) -> Tensor:
+        if self._budget.queries is None:
+            return torch.full((len(rows),), NO_LIMIT, dtype=torch.int64, device=rows.device)
+        return (self._budget.queries - self.spent.queries[rows.cpu()]).clamp_min(0).to(rows.device)
+
+    def labels(self, x: Tensor, rows: Tensor) -> Tensor:
+        self._need(Access.LABELS)
+        return torch.cat([out.labels for out, _ in self._forward(x, rows)])
+
+    def reaches(self, x: Tensor, rows: Tensor) -> Tensor:
+        self._need(Access.LABELS)
+        return self._from_labels(x, rows) > 0
+
+    def scores(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self._scored(lambda out, _: out.values, x, rows)
+
+    def margins(self, x: Tensor, rows: Tensor) -> Tensor:
+        return self._scored(self.goal.margin, x, rows)
+
+    def values(self, loss: Loss, x: Tensor, rows: Tensor) -> Tensor:
+        return self._scored(loss, x, rows)
+
+    def value_and_grad(self, loss: Loss, x: Tensor, rows: Tensor) -> Look:
+        self._need(Access.GRADIENTS)
+
+        def look(leaf: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+            out = self._target.forward(leaf)
+            value = loss(out, part)
+            return value, value if loss == self.goal.margin else self.goal.margin(out, part)
+
+        return self._differentiate(look, x, rows)
+
+    def features(self, x: Tensor, rows: Tensor) -> Tensor:
+        self._need(Access.FEATURES)
+        target = self._featured()
+        with torch.no_grad():
+            found = [target.forward_features(x[part])[1] for part in slices(len(x), self._size)]
+        self._charge(rows, queries=1)
+        return torch.cat(found)
+
+    def feature_value_and_grad(self, loss: Loss, x: Tensor, rows: Tensor) -> Look:
+        self._need(Access.FEATURES | Access.GRADIENTS)
+        target = self._featured()
+
+        def look(leaf: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+            out, features = target.forward_features(leaf)
+            return loss(Outputs(features, "values"), part), self.goal.margin(out, part)
+
+        return self._differentiate(look, x, rows)
+
+    # How it is done -------------------------------------------------------------------------------------------------
+
+    def _differentiate(self, look: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, rows: Tensor) -> Look:
+        self._admit(rows, gradients=1)
+        values, margins, grad = [], [], torch.empty_like(x)
+        for cut in slices(len(x), self._size):
+            leaf = x[cut].detach().requires_grad_(True)
+            with torch.enable_grad():
+                value, margin = look(leaf, rows[cut])
+                (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+            grad[cut] = torch.zeros_like(leaf) if slope is None else slope
+            values.append(value.detach())
+            margins.append(margin.detach())
+        margin = torch.cat(margins).to(self.best.margin.dtype)
+        self._charge(rows, queries=1, gradients=1)
+        self._note(x, rows, margin)
+        return Look(torch.cat(values), grad, margin, self.open(rows))
+
+    def _forward(self, x: Tensor, rows: Tensor) -> list[tuple[Outputs, Tensor]]:
+        self._admit(rows)
+        with torch.no_grad():
+            out = [(self._visible(self._target.forward(x[cut])), rows[cut]) for cut in slices(len(x), self._size)]
+        self._charge(rows, queries=1)
+        return out
+
+    def _scored(self, loss: Loss, x: Tensor, rows: Tensor) -> Tensor:
+        self._need(Access.SCORES)
+        answers = self._forward(x, rows)
+        margin = torch.cat([self.goal.margin(out, part) for out, part in answers]).to(self.best.margin.dtype)
+        self._note(x, rows, margin)
+        return margin if loss == self.goal.margin else torch.cat([loss(out, part) for out, part in answers])
+
+    def _from_labels(self, x: Tensor, rows: Tensor) -> Tensor:
+        kind: OutputKind = "values" if self._target.domain.task == "regression" else "labels"
+        answers = self._forward(x, rows)
+        margin = torch.cat([self.goal.margin(Outputs(out.labels, kind), part) for out, part in answers])
+        margin = margin.to(self.best.margin.dtype)
+        self._note(x, rows, margin)
+        return margin
+
+    def _visible(self, out: Outputs) -> Outputs:
+        """Without LOGITS an attacker sees probabilities."""
+        if out.kind == "logits" and Access.LOGITS not in self._granted:
+            return Outputs(F.softmax(out.values, 1), "probabilities")
+        return out
+
+    def _note(self, x: Tensor, rows: Tensor, margin: Tensor) -> None:
+        """Keep what is better than before. A row that occurs several times keeps its best occurrence."""
+        distance = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=x.device)
+        hits = (margin > 0).nonzero().flatten()
+        if len(hits):
+            z, clean = x[hits], self._x[rows[hits]]
+            reach = self._space.distance(z, clean)
+            fit = self._space.allowed(z, clean).all & (reach <= self._radius + self._slack)
+            distance[hits] = torch.where(fit, reach, torch.inf)
+            margin = margin.clone()
+            margin[hits[~fit]] = -torch.inf
+        self._keep_nearest(x, rows, margin, distance) if self.nearest else self._keep_largest(x, rows, margin, distance)
+        if self._progress is not None:
+            self._progress(int(self._decided.sum()), len(self._decided))
+
+    def _keep_largest(self, x: Tensor, rows: Tensor, margin: Tensor, distance: Tensor) -> None:
+        better = margin > self.best.margin[rows]
+        better &= ~self._decided[rows]
+        if not better.any():
+            return
+        top = self.best.margin.scatter_reduce(0, rows, margin, "amax")
+        win = (better & (margin == top[rows])).nonzero().flatten()
+        self._store(win, x, rows, margin, distance)
+        self._decided[rows[win]] |= margin[win] > 0
+
+    def _keep_nearest(self, x: Tensor, rows: Tensor, margin: Tensor, distance: Tensor) -> None:
+        best = self.best.distance.scatter_reduce(0, rows, distance, "amin")
+        win = ((distance < self.best.distance[rows]) & (distance == best[rows])).nonzero().flatten()
+        self._store(win, x, rows, margin, distance)
+
+    def _store(self, win: Tensor, x: Tensor, rows: Tensor, margin: Tensor, distance: Tensor) -> None:
+        at = rows[win]
+        self.best.x[at] = x[win].detach()
+        self.best.margin[at] = margin[win]
+        self.best.distance[at] = distance[win]
+
+    # Metering -------------------------------------------------------------------------------------------------------
+
+    def _need(self, access: Access) -> None:
+        missing = access & ~self._granted
+        if missing:
+            raise NotOffered(
+                f"This attack asked for {', '.join(missing.words())}, which the threat model does not grant or the "
+                "target does not offer: choose an attack that needs less, or grant more."
+            )
+
+    def _within(self, rows: Tensor, queries: int, gradients: int) -> Tensor:
+        """Rows whose budget allows that much more."""
+        at = rows.cpu()
+        fine = torch.ones(len(at), dtype=torch.bool)
+        if self._budget.queries is not None:
+            fine &= self.spent.queries[at] + queries <= self._budget.queries
+        if self._budget.gradients is not None and gradients:
+            fine &= self.spent.gradients[at] + gradients <= self._budget.gradients
+        return fine.to(rows.device)
+
+    def _admit(self, rows: Tensor, gradients: int = 0) -> None:
+        """Refuse a call that would overrun the budget of any row (Limit), or that comes after the deadline."""
+        if self._deadline is not None and time.monotonic() > self._deadline:
+            raise Limit("the time limit was reached")
+        if self._budget.queries is None and self._budget.gradients is None:
+            return
+        times = torch.bincount(rows.cpu(), minlength=len(self._x))
+        over = torch.zeros(len(self._x), dtype=torch.bool)
+        if self._budget.queries is not None:
+            over |= self.spent.queries + times > self._budget.queries
+        if self._budget.gradients is not None and gradients:
+            over |= self.spent.gradients + times > self._budget.gradients
+        if bool((over & (times > 0)).any()):
+            raise Limit("the query budget was spent")
+
+    def _charge(self, rows: Tensor, queries: int = 0, gradients: int = 0) -> None:
+        times = torch.bincount(rows.cpu(), minlength=len(self._x))
+        self.spent.queries += queries * times
+        self.spent.gradients += gradients * times
+
+    def _featured(self) -> Featured:
+        if not isinstance(self._target, Featured):
+            raise BadTarget("The target offers features but cannot read them: this is a defect of the target.")
+        return self._target
+
+
+def _size(target: Target, x: Tensor) -> int:
+    return micro_batch(target, x) if len(x) else 1
