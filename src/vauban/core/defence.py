@@ -15,8 +15,11 @@ from vauban.schema.cards import DefenceCard
 class Context(Protocol):
     """What a defence may ask of the house: the threat it trains against, the space, an attack, progress."""
 
-    radius: float | None
-    space: Continuous | None
+    @property
+    def radius(self) -> float | None: ...
+
+    @property
+    def space(self) -> Continuous | None: ...
 
     def attack(self, id: str, **settings: Any) -> Callable[..., Any]:
         """`attack(id, **settings)(target, x, y, rng, domain)` gives adversarial inputs `[n, ...]` within the threat; defences never import attacks."""

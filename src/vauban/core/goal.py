@@ -15,9 +15,13 @@ class Goal(Protocol):
     `rows` are the numbers of the rows that `outputs` answers, so that a goal can look up their labels.
     """
 
-    targeted: bool
-    labels: Tensor
-    """`[n]`: true classes (untargeted), or wanted classes (targeted); true or wanted values in a regression."""
+    @property
+    def targeted(self) -> bool: ...
+
+    @property
+    def labels(self) -> Tensor:
+        """`[n]`: true classes (untargeted), or wanted classes (targeted); true or wanted values in a regression."""
+        ...
 
     def margin(self, outputs: Outputs, rows: Tensor) -> Tensor:
         """`[m]`, > 0 where reached. From bare labels it is -1 or +1."""

@@ -33,8 +33,11 @@ class Validity:
 class Space(Protocol):
     """Distances and rules between an input `x` and a changed input `z`, both `[n, ...]`."""
 
-    name: str
-    unit: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def unit(self) -> str: ...
 
     def distance(self, z: Tensor, x: Tensor) -> Tensor:
         """float64 `[n]`."""
@@ -48,8 +51,11 @@ class Space(Protocol):
 class Continuous(Space, Protocol):
     """A space in which one can take gradient steps, so that PGD is written once."""
 
-    low: Tensor
-    high: Tensor
+    @property
+    def low(self) -> Tensor: ...
+
+    @property
+    def high(self) -> Tensor: ...
 
     def project(self, z: Tensor, x: Tensor, radius: Radius) -> Tensor:
         """The nearest point to `z` that is within `radius` of `x` and inside the box."""
@@ -67,8 +73,11 @@ class Continuous(Space, Protocol):
 class Modality(Protocol):
     """One kind of data: its spaces, how it is stored, how it is shown. One folder in domains/."""
 
-    kind: str
-    spaces: tuple[str, ...]
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def spaces(self) -> tuple[str, ...]: ...
 
     def space(self, name: str, domain: Domain) -> Continuous:
         """The space of that name; raises BadThreat where this kind of data has none."""

@@ -65,10 +65,17 @@ class Target(Protocol):
     A target never changes: defences return a new one.
     """
 
-    id: str
-    domain: Domain
-    offers: Access
-    recipe: Recipe | None
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def domain(self) -> Domain: ...
+
+    @property
+    def offers(self) -> Access: ...
+
+    @property
+    def recipe(self) -> Recipe | None: ...
 
     def forward(self, x: Tensor) -> Outputs:
         """Answers for `x` `[n, ...]` in the data's own units."""
@@ -87,7 +94,8 @@ class Target(Protocol):
 class TorchBacked(Protocol):
     """A target around an `nn.Module`. Whoever wants to change weights works on `clone()` and wraps with `around`."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module: ...
 
     def clone(self) -> nn.Module:
         """A deep copy of the module in evaluation mode."""
@@ -115,4 +123,13 @@ class Featured(Protocol):
 
     def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
         """The answer and the flat activations `[n, d]` that the last layer reads, from one pass."""
+        ...
+
+
+@runtime_checkable
+class Adaptive(Protocol):
+    """A defended target that hides its gradients, together with a version of it that does not."""
+
+    def softened(self) -> Target:
+        """Gives the same answers, with useful gradients: non-differentiable parts pass them straight through (BPDA)."""
         ...
