@@ -1,0 +1,271 @@
+"""PyTorch modules: everything is offered."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.hooks import RemovableHandle
+
+from vauban.core.target import Domain, OutputKind, Outputs, Recipe
+from vauban.parts.training import fit, quiet_rng, reset
+from vauban.schema.access import Access
+from vauban.schema.errors import BadTarget
+
+_ALWAYS = (
+    Access.LABELS | Access.SCORES | Access.GRADIENTS | Access.WEIGHTS_READ | Access.WEIGHTS_WRITE | Access.ARTIFACT
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How modules like the target are trained: a fresh module, and the settings of `parts.training.fit`.
+
+    `factory` makes an untrained module; without one, a deep copy of the target is re-initialised layer by layer.
+    """
+
+    factory: Callable[[], nn.Module] | None = None
+    epochs: int = 20
+    batch_size: int = 64
+    rate: float = 1e-3
+    weight_decay: float = 0.0
+    optimiser: Literal["adam", "sgd"] = "adam"
+    schedule: Literal["constant", "cosine"] = "constant"
+
+    def fresh(self, like: nn.Module, seed: int) -> nn.Module:
+        """An untrained module of the same shape as `like`, on its device and in its dtype."""
+        if self.factory is None:
+            return reset(copy.deepcopy(like), seed)
+        with quiet_rng(seed):
+            return self.factory().to(*placement(like))
+
+
+@dataclass(frozen=True, eq=False)
+class TorchRecipe:
+    """The recipe of a TorchTarget: `fit` gives the same target around newly trained weights."""
+
+    target: TorchTarget
+    training: Training
+
+    def fit(self, x: Tensor, y: Tensor, seed: int) -> TorchTarget:
+        how, target = self.training, self.target
+        module = how.fresh(target.module, seed)
+        device, dtype = placement(module)
+
+        def step(module: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+            return _loss(target.read(module(x)), y)
+
+        fit(
+            module,
+            x.to(device, dtype),
+            y.to(device),
+            seed=seed,
+            epochs=how.epochs,
+            batch_size=how.batch_size,
+            rate=how.rate,
+            weight_decay=how.weight_decay,
+            optimiser=how.optimiser,
+            schedule=how.schedule,
+            step=step,
+        )
+        return target.around(module, f"+seed{seed}")
+
+
+def _loss(outputs: Outputs, y: Tensor) -> Tensor:
+    if outputs.kind == "values":
+        return F.mse_loss(outputs.values, y.to(outputs.values.dtype))
+    if outputs.kind == "probabilities":
+        return F.nll_loss(outputs.values.clamp_min(1e-7).log(), y)
+    return F.cross_entropy(outputs.values, y)
+
+
+@dataclass(frozen=True, eq=False)
+class TorchTarget:
+    """An `nn.Module` under test.
+
+    `output` says what the module returns: `logits` or `probabilities` `[n, classes]` (`[n]` or `[n, 1]` for a binary
+    classifier with a single output), or `values` for a regression. Where it is None it is found at the first
+    forward pass: rows that are nowhere negative and sum to 1 are probabilities.
+
+    The module is evaluated in evaluation mode whatever mode it is in, and found again as it was, also after an
+    exception; its `.grad` is never touched. Inputs are moved to the module's device and dtype, answers back to the
+    device of the inputs. Raises BadTarget where the answer is not a float tensor with one row an input.
+    """
+
+    module: nn.Module
+    id: str = "model"
+    domain: Domain = field(default_factory=Domain)
+    output: OutputKind | None = None
+    training: Training | None = None
+    _found: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+    """Facts learnt from the first pass: the kind of output, the layer that reads the features."""
+
+    @property
+    def offers(self) -> Access:
+        access = _ALWAYS
+        if self.kind == "logits":
+            access |= Access.LOGITS
+        if len(_layers(self.module)) > 1:
+            access |= Access.FEATURES
+        return access | Access.TRAINING if self.training else access
+
+    @property
+    def recipe(self) -> Recipe | None:
+        return TorchRecipe(self, self.training) if self.training else None
+
+    @property
+    def kind(self) -> OutputKind | None:
+        """What the module returns; None while nobody knows."""
+        return "values" if self.domain.task == "regression" else self.output or self._found.get("output")
+
+    def forward(self, x: Tensor) -> Outputs:
+        device, dtype = placement(self.module)
+        with evaluating(self.module):
+            raw = self.module(x.to(device, dtype))
+        outputs = self.read(raw)
+        if len(outputs.values) != len(x):
+            raise BadTarget(
+                f"The model gave {len(outputs.values)} answers to {len(x)} inputs: it must give one row an input."
+            )
+        return replace(outputs, values=outputs.values.to(x.device))
+
+    def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
+        """The answer, and the flat activations `[n, d]` that enter the last linear layer (or the last layer with
+        parameters, where none is linear), in the order of execution. Differentiable."""
+        layers = _layers(self.module)
+        known = self._found.get("reader")
+        with _listening([known] if known is not None else layers) as heard:
+            outputs = self.forward(x)
+        if not heard:
+            raise BadTarget("The model has no layer whose inputs could be read as features.")
+        reader = next((layer for layer in reversed(heard) if isinstance(layer, nn.Linear)), list(heard)[-1])
+        self._found["reader"] = reader
+        return outputs, heard[reader].flatten(1).to(x.device)
+
+    def read(self, raw: object) -> Outputs:
+        """What the module returned, in the form that the rest of the house expects."""
+        raw = getattr(raw, "logits", raw)
+        if not isinstance(raw, Tensor) or not raw.is_floating_point():
+            what = f"a tensor of {raw.dtype}" if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
+            raise BadTarget(f"The model returned {what}: it must return one float tensor [rows, classes].")
+        column = raw.dim() == 1 or (raw.dim() == 2 and raw.shape[1] == 1)
+        if self.domain.task == "regression":
+            if not column:
+                raise BadTarget(f"The model returned shape {tuple(raw.shape)} for a regression: it must be [rows].")
+            return Outputs(raw.reshape(-1), "values")
+        if raw.dim() != 2 and not column:
+            raise BadTarget(f"The model returned shape {tuple(raw.shape)}: it must be [rows, classes].")
+        if self.kind is None:
+            self._found["output"] = guess_output(raw)
+        kind = self.kind or "logits"
+        return Outputs(_two_columns(raw.reshape(-1), kind) if column else raw, kind)
+
+    def sha256(self) -> str:
+        """SHA-256 over the names, dtypes, shapes and bytes of the state dict, in order of name."""
+        return state_digest(self.module.state_dict())
+
+    def settled(self, domain: Domain) -> TorchTarget:
+        return replace(self, domain=domain, output=self.output or self._found.get("output"))
+
+    def clone(self) -> nn.Module:
+        """A deep copy of the module in evaluation mode, without gradients."""
+        module = copy.deepcopy(self.module)
+        for part in module.modules():
+            part.training = False
+        for parameter in module.parameters():
+            parameter.grad = None
+        return module
+
+    def around(self, module: nn.Module, suffix: str) -> TorchTarget:
+        return replace(self, module=module, id=f"{self.id}{suffix}", output=self.output or self._found.get("output"))
+
+
+def guess_output(raw: Tensor) -> OutputKind:
+    """Probabilities where rows are nowhere negative and sum to 1 (a single column: all within [0, 1], 8 rows or more)."""
+    values = raw.detach().double()
+    if values.dim() == 1 or values.shape[1] == 1:
+        inside = bool(((values >= 0) & (values <= 1)).all()) and values.numel() >= 8
+        return "probabilities" if inside else "logits"
+    whole = bool(((values.sum(1) - 1).abs() < 1e-3).all())
+    return "probabilities" if whole and bool((values >= 0).all()) else "logits"
+
+
+def _two_columns(one: Tensor, kind: OutputKind) -> Tensor:
+    other = 1 - one if kind == "probabilities" else torch.zeros_like(one)
+    return torch.stack([other, one], 1)
+
+
+def state_digest(state: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        value = state[name]
+        if not isinstance(value, Tensor):
+            digest.update(f"{name}={value!r};".encode())
+            continue
+        digest.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and dtype of the module's first floating-point parameter or buffer (CPU, float32 where it has none)."""
+    for tensors in (module.parameters(), module.buffers()):
+        for tensor in tensors:
+            if tensor.is_floating_point():
+                return tensor.device, tensor.dtype
+    return torch.device("cpu"), torch.float32
+
+
+def retrainable(module: nn.Module) -> bool:
+    """Whether re-initialising layer by layer reaches every parameter, so that a reset copy knows nothing any more."""
+    layers = _layers(module)
+    return bool(layers) and all(callable(getattr(layer, "reset_parameters", None)) for layer in layers)
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every submodule's own mode put back outside.
+
+    The flags are set directly: `eval()` also calls overridden `train()` methods, whose effects nobody could undo.
+    """
+    training = [part for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+def _layers(module: nn.Module) -> list[nn.Module]:
+    """Modules that hold parameters of their own."""
+    return [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+
+
+@contextlib.contextmanager
+def _listening(layers: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
+    """What enters each of these layers, the last call last; the hooks are gone afterwards."""
+    heard: dict[nn.Module, Tensor] = {}
+
+    def listen(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        heard.pop(layer, None)
+        if inputs and isinstance(inputs[0], Tensor):
+            heard[layer] = inputs[0]
+
+    handles: list[RemovableHandle] = []
+    try:
+        for layer in layers:
+            handles.append(layer.register_forward_pre_hook(listen))
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
