@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
@@ -29,4 +30,12 @@ class Goal(Protocol):
 
     def surrogate(self, outputs: Outputs, rows: Tensor) -> Tensor:
         """`[m]`, a smooth loss that grows towards the goal: cross-entropy for classes, the margin otherwise."""
+        ...
+
+    def objectives(self, name: str) -> tuple[Callable[[Outputs, Tensor], Tensor], ...]:
+        """The losses of that name (`ce`, `margin`, `dlr`), `(outputs, rows) -> [m]`, growing towards the goal.
+
+        More than one where the goal can be reached in several ways that no single smooth loss shows (a regression's
+        prediction too high, or too low): an attack tries them in turn.
+        """
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,8 +62,12 @@ class Continuous(Space, Protocol):
         """The nearest point to `z` that is within `radius` of `x` and inside the box."""
         ...
 
+    def within(self, x: Tensor, radius: Radius) -> Callable[[Tensor], Tensor]:
+        """`project` for one `x` and `radius`, with all that depends on these alone done once: what loops use."""
+        ...
+
     def steepest(self, g: Tensor, x: Tensor, radius: Radius) -> Tensor:
-        """The change of size `radius` along which `g` grows most (the box is not considered)."""
+        """The change of size `radius` from `x` along which `g` grows most; zero where `g` is zero."""
         ...
 
     def sample(self, x: Tensor, radius: Radius, rng: Rng, rows: Tensor) -> Tensor:
