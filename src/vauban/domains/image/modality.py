@@ -1,0 +1,97 @@
+"""Pictures: `[n, channels, height, width]` (or `[n, height, width]`) between `low` and `high`."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+
+from vauban.core.target import Domain
+from vauban.domains.box import Boxed, edges
+from vauban.schema.log import Exhibit, Picture
+
+SMALLEST, LARGEST = 56, 160
+"""Pixels of the shorter side at least, of the longer side at most, in the report."""
+_RED, _BLUE = np.array([0.78, 0.12, 0.16]), np.array([0.10, 0.32, 0.75])
+
+
+class Image(Boxed):
+    """Grey (1 channel), colour (3), or any other number of channels (shown as their mean)."""
+
+    kind = "image"
+
+    def exhibit(
+        self, clean: Tensor, changed: Tensor, before: Tensor, after: Tensor, captions: list[str], domain: Domain
+    ) -> Exhibit:
+        """Five pictures a row: clean, change, adversarial, attribution of clean and of adversarial."""
+        pictures: list[Picture] = []
+        for i in range(len(clean)):
+            old, new = _unit(clean[i : i + 1], domain), _unit(changed[i : i + 1], domain)
+            change = new - old
+            gain = 0.5 / max(float(np.abs(change).max()), 1e-12) if change.any() else 1.0
+            peak = max(_peak(before[i]), _peak(after[i]), 1e-30)
+            pictures += [
+                Picture(caption="clean", png=png(old)),
+                Picture(caption=f"change x {gain:.3g} (mid-grey is none)", png=png(0.5 + gain * change)),
+                Picture(caption="adversarial", png=png(new)),
+                Picture(caption="attribution, clean", png=png(signed(before[i], peak))),
+                Picture(caption="attribution, adversarial", png=png(signed(after[i], peak))),
+            ]
+        return Exhibit(
+            title="; ".join(captions) or "Adversarial example",
+            note="Attributions share one scale: red speaks for the class that the model answered, blue against it.",
+            pictures=pictures,
+        )
+
+
+def _unit(x: Tensor, domain: Domain) -> np.ndarray:
+    """One input `[1, ...]` as float64 `[c, h, w]`, 0 at `low` and 1 at `high` (its own range where they are infinite)."""
+    values = x.detach().cpu().double()
+    low, high = (side.double() for side in edges(domain))
+    low = torch.where(low.isfinite(), low, values.min())
+    high = torch.where(high.isfinite(), high, values.max())
+    width = torch.where(high > low, high - low, 1.0)
+    return _channels_first(((values - low) / width)[0].numpy())
+
+
+def _channels_first(row: np.ndarray) -> np.ndarray:
+    if row.ndim == 2:
+        return row[None]
+    last = row.shape[-1] in (1, 3, 4) and row.shape[0] not in (1, 3, 4)
+    return np.moveaxis(row, -1, 0) if last else row
+
+
+def _flat(attribution: Tensor) -> np.ndarray:
+    return _channels_first(attribution.detach().cpu().double().numpy()).sum(0)
+
+
+def _peak(attribution: Tensor) -> float:
+    return float(np.abs(_flat(attribution)).max())
+
+
+def signed(attribution: Tensor, peak: float) -> np.ndarray:
+    """A map `[3, h, w]`: white at 0, red towards `peak`, blue towards -`peak`; channels are summed."""
+    share = np.clip(_flat(attribution) / peak, -1, 1)
+    colour = np.where(share[..., None] > 0, _RED, _BLUE)
+    return np.moveaxis(1 - np.abs(share)[..., None] * (1 - colour), -1, 0)
+
+
+def png(picture: np.ndarray) -> str:
+    """`[c, h, w]` in [0, 1] as a base64 PNG of 56 to 160 pixels a side: enlarged pixel by pixel, reduced by area."""
+    shown = picture if picture.shape[0] in (1, 3) else picture.mean(0, keepdims=True)
+    bytes8 = np.round(np.clip(shown, 0, 1) * 255).astype(np.uint8)
+    image = Pillow.fromarray(bytes8[0] if len(bytes8) == 1 else np.ascontiguousarray(np.moveaxis(bytes8, 0, -1)))
+    width, height = image.size
+    if max(width, height) > LARGEST:
+        scale = LARGEST / max(width, height)
+        image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Pillow.Resampling.BOX)
+    elif min(width, height) < SMALLEST:
+        times = min(-(-SMALLEST // min(width, height)), max(1, LARGEST // max(width, height)))
+        image = image.resize((width * times, height * times), Pillow.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode("ascii")
