@@ -23,6 +23,8 @@ _ALWAYS = (
     Access.LABELS | Access.SCORES | Access.GRADIENTS | Access.WEIGHTS_READ | Access.WEIGHTS_WRITE | Access.ARTIFACT
 )
 
+_SMALL = 200_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -62,20 +64,33 @@ class TorchRecipe:
         def step(module: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
             return _loss(target.read(module(x)), y)
 
-        fit(
-            module,
-            x.to(device, dtype),
-            y.to(device),
-            seed=seed,
-            epochs=how.epochs,
-            batch_size=how.batch_size,
-            rate=how.rate,
-            weight_decay=how.weight_decay,
-            optimiser=how.optimiser,
-            schedule=how.schedule,
-            step=step,
-        )
+        with _threads_for(module):
+            fit(
+                module,
+                x.to(device, dtype),
+                y.to(device),
+                seed=seed,
+                epochs=how.epochs,
+                batch_size=how.batch_size,
+                rate=how.rate,
+                weight_decay=how.weight_decay,
+                optimiser=how.optimiser,
+                schedule=how.schedule,
+                step=step,
+            )
         return target.around(module, f"+seed{seed}")
+
+
+@contextlib.contextmanager
+def _threads_for(module: nn.Module) -> Iterator[None]:
+    """One thread for a small module: no slower, and the same weights whatever the number of cores."""
+    before = torch.get_num_threads()
+    if sum(parameter.numel() for parameter in module.parameters()) < _SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _loss(outputs: Outputs, y: Tensor) -> Tensor:
