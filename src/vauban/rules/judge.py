@@ -1,0 +1,106 @@
+"""Attempts to findings, and findings to a verdict. Fails closed: what was not examined is never a pass."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+from typing import Literal
+
+from vauban.rules import suppress
+from vauban.rules.base import Context as Context
+from vauban.rules.catalog import RULES
+from vauban.schema.log import SEVERITIES, Attempt, Finding, Severity, State, Suppression, Verdict
+
+STATES: tuple[State, ...] = ("assessed", "inconclusive", "error", "skipped", "not_applicable")
+ATTEMPTED = frozenset({"assessed", "inconclusive", "error"})
+UNTRUSTED = "evasion.untrustworthy"
+
+
+def judge(
+    attempts: Sequence[Attempt],
+    context: Context,
+    suppressions: Sequence[Suppression] = (),
+    today: date | None = None,
+) -> list[Finding]:
+    """Ask every rule: findings, worst first. Accepted ones stay, with `suppressed` set; `today` decides which
+    suppressions still hold. What `suppress.notes` says of them belongs into the log's notes."""
+    found: list[Finding] = [f for rule in RULES.ids() for f in RULES.load(rule)()(attempts, context)]
+    found.sort(key=lambda f: (SEVERITIES.index(f.severity), -f.score, f.rule, f.threat or ""))
+    return suppress.apply(found, suppressions, today or date.today())
+
+
+def counts(attempts: Sequence[Attempt]) -> dict[State, int]:
+    """How many attempts ended in each state, all five states named."""
+    seen = Counter(a.state for a in attempts)
+    return {state: seen[state] for state in STATES}
+
+
+def verdict(attempts: Sequence[Attempt], findings: Sequence[Finding], fail_on: Severity = "high") -> Verdict:
+    """Fail: an unaccepted finding at or above `fail_on`. Inconclusive: too little was examined, or a number that cannot
+    be trusted. Pass: neither. A finding outweighs gaps: what is broken is broken."""
+    open_ = [f for f in findings if f.suppressed is None]
+    blocking = [f for f in open_ if SEVERITIES.index(f.severity) <= SEVERITIES.index(fail_on)]
+    gaps = _gaps(attempts, open_)
+    seen = counts(attempts)
+    assessed = seen["assessed"]
+    state: Literal["pass", "fail", "inconclusive"] = "fail" if blocking else "inconclusive" if gaps else "pass"
+    sentences = {
+        "fail": _fail_sentence(blocking),
+        "inconclusive": f"No verdict: {gaps[0]}." if gaps else "",
+        "pass": _pass_sentence(assessed, len(open_), fail_on),
+    }
+    return Verdict(
+        state=state,
+        assessed=assessed,
+        not_assessed=len(attempts) - assessed,
+        sentence=sentences[state],
+        reasons=[*(f"{f.severity}: {f.claim}" for f in blocking), *gaps, *_beyond_reach(attempts)],
+    )
+
+
+def _fail_sentence(blocking: Sequence[Finding]) -> str:
+    if not blocking:
+        return ""
+    more = len(blocking) - 1
+    tail = (
+        ""
+        if not more
+        else " One more weakness weighs as much."
+        if more == 1
+        else f" {more} more weaknesses weigh as much."
+    )
+    return f"{blocking[0].claim}{tail}"
+
+
+def _pass_sentence(assessed: int, findings: int, fail_on: Severity) -> str:
+    lesser = f", and {findings} of less weight" if findings else ""
+    checks = "The one check" if assessed == 1 else f"The {assessed} checks"
+    return (
+        f"{checks} carried through found no weakness of severity {fail_on} or above{lesser}. "
+        "That holds for these attacks at this cost, and for no others."
+    )
+
+
+def _gaps(attempts: Sequence[Attempt], findings: Sequence[Finding]) -> list[str]:
+    """Why no pass can be given: nothing examined, half of it failed, a family with none, or an untrusted number."""
+    tried = [a for a in attempts if a.state in ATTEMPTED]
+    done = [a for a in tried if a.state == "assessed"]
+    gaps = []
+    if not done:
+        gaps.append("nothing could be examined")
+    elif 2 * len(done) < len(tried):
+        gaps.append(f"only {len(done)} of {len(tried)} checks could be carried through")
+    families = {a.check.partition(".")[0] for a in tried} - {a.check.partition(".")[0] for a in done}
+    gaps += [f"no check on {family} could be carried through" for family in sorted(families) if done]
+    if any(f.rule == UNTRUSTED for f in findings):
+        gaps.append("the measured robustness cannot be trusted")
+    return gaps
+
+
+def _beyond_reach(attempts: Sequence[Attempt]) -> list[str]:
+    """Families of which every check was skipped or does not apply: said, but no gap of this audit."""
+    states: dict[str, set[State]] = {}
+    for attempt in attempts:
+        states.setdefault(attempt.check.partition(".")[0], set()).add(attempt.state)
+    return [f"{family} was not examined" for family, seen in states.items() if not seen & ATTEMPTED]
