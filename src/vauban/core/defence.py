@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from vauban.core.data import Data
@@ -30,9 +31,22 @@ class Context(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Hardened:
+    """A defended target, and what was done to it in plain facts (an epsilon, a number of epochs, a replaced layer)."""
+
+    target: Target
+    facts: dict[str, Any] = field(default_factory=dict)
+    caveats: tuple[str, ...] = ()
+    """What a reader must know before he relies on it."""
+
+
 class Defence(Protocol):
     card: ClassVar[DefenceCard]
 
-    def __call__(self, target: Target, data: Data, rng: Rng, context: Context) -> Target:
-        """A hardened target. The given target is never changed. Facts about it (an epsilon, a squeeze) go into its id and `facts`."""
+    def __call__(self, target: Target, data: Data, rng: Rng, context: Context) -> Hardened:
+        """A hardened target. The given target is never changed, and no global state either, also after an exception.
+
+        Raises NotOffered where the target cannot be defended so, BadData where the data does not suffice.
+        """
         ...

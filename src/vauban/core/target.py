@@ -105,6 +105,10 @@ class TorchBacked(Protocol):
         """The same target around another module of the same shape; `suffix` is added to the id."""
         ...
 
+    def read(self, raw: object) -> Outputs:
+        """What the module returned, in the form that the rest of the house expects. Differentiable."""
+        ...
+
 
 Preprocess = Callable[[Tensor], Tensor]
 

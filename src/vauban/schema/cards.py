@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -59,6 +59,8 @@ class DefenceCard(Frozen):
     modalities: tuple[str, ...] = ()
     adaptive: tuple[str, ...] = ()
     """Ids of the attacks (after BPDA where it applies) that know this defence; a report names them."""
+    adaptive_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """For an adaptive attack, the settings that make it one (a loss that the defence does not flatten)."""
     threats: tuple[str, ...] = ("evasion",)
     """Families of threat that it answers."""
     sources: tuple[Source, ...] = Field(default=())
