@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vauban.core.goal import Goal
 from vauban.core.target import Target
-from vauban.engine.batching import micro_batch, slices
+from vauban.engine.batching import answers
 from vauban.schema.access import Access
 from vauban.schema.log import Attempt, Doubt
 
@@ -19,7 +19,7 @@ AGREEMENT = 0.5
 """Median ratio of finite difference to gradient below which the gradient does not describe the function."""
 
 
-def gradient_health(target: Target, goal: Goal, x: Tensor, seed: int, most: int = 64) -> list[Doubt]:
+def gradient_health(target: Target, goal: Goal, x: Tensor, most: int = 64) -> list[Doubt]:
     """Are there gradients, and do they predict what the margin does? On at most `most` clean rows."""
     if Access.GRADIENTS not in target.offers:
         return []
@@ -43,11 +43,11 @@ def gradient_health(target: Target, goal: Goal, x: Tensor, seed: int, most: int 
         )
     ]
     if zero <= ZERO_SHARE and slope is not None:
-        found.append(_agreement(target, goal, x, seed))
+        found.append(_agreement(target, goal, x))
     return found
 
 
-def _agreement(target: Target, goal: Goal, x: Tensor, seed: int) -> Doubt:
+def _agreement(target: Target, goal: Goal, x: Tensor) -> Doubt:
     """Finite differences of the margin along its own gradient, against the gradient."""
     rows = torch.arange(len(x), device=x.device)
     leaf = x.detach().requires_grad_(True)
@@ -57,8 +57,7 @@ def _agreement(target: Target, goal: Goal, x: Tensor, seed: int) -> Doubt:
     norm = slope.flatten(1).norm(dim=1).clamp_min(1e-20).reshape(-1, *[1] * (x.dim() - 1))
     scale = float(x.abs().amax().clamp_min(1e-3))
     step = 1e-2 * scale * slope / norm
-    with torch.no_grad():
-        change = goal.margin(target.forward(x + step), rows) - margin.detach()
+    change = goal.margin(answers(target, x + step), rows) - margin.detach()
     expected = (slope * step).flatten(1).sum(1)
     ratio = (change / expected.clamp_min(1e-20)).nan_to_num(0.0)
     value = float(ratio.median())
@@ -75,11 +74,7 @@ def _agreement(target: Target, goal: Goal, x: Tensor, seed: int) -> Doubt:
 def randomness(target: Target, x: Tensor, most: int = 64, tolerance: float = 1e-4) -> Doubt:
     """Does the same input get the same answer twice?"""
     x = x[:most]
-    size = micro_batch(target, x)
-    with torch.no_grad():
-        first, second = (
-            torch.cat([target.forward(x[cut]).values.to(torch.float64) for cut in slices(len(x), size)]) for _ in "12"
-        )
+    first, second = (answers(target, x).values.to(torch.float64) for _ in range(2))
     value = float((first - second).abs().max())
     spread = float(first.std().clamp_min(1e-12))
     return Doubt(

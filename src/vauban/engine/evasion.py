@@ -91,10 +91,11 @@ def run(check: Check, case: Case, *, radius: float | None = None, closed: Tensor
     profile = getattr(attack_class, "profiles", {}).get(case.profile, {})
     attack = configure(attack_class, {**profile, **settings})
     white = Access.GRADIENTS in attack_class.card.needs
-    doubts = [doubt.randomness(case.target, case.data.x_test)]
+    doubts = [case.share("randomness", lambda: doubt.randomness(case.target, case.data.x_test))]
     attacked, notes = stand_in(case.target, doubts) if white else (case.target, [])
     if white:
-        doubts += doubt.gradient_health(attacked, goal, case.data.x_test, case.seed)
+        name = f"gradient_health:{check.threat.goal}"
+        doubts += case.share(name, lambda: doubt.gradient_health(attacked, goal, case.data.x_test))
     pieces = [
         _attack_rows(attack, attacked, goal, space, radius, check, case, rows)
         for rows in _batches(attack_class, case, closed)

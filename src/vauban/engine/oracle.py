@@ -13,7 +13,7 @@ from vauban.core.goal import Goal
 from vauban.core.oracle import Best, Look, Loss, Spent
 from vauban.core.space import Continuous
 from vauban.core.target import Featured, OutputKind, Outputs, Target
-from vauban.engine.batching import micro_batch, slices
+from vauban.engine.batching import answers, filled, grain, micro_batch, slices
 from vauban.schema.access import EVERYTHING, Access
 from vauban.schema.errors import BadTarget, Limit, NotOffered
 from vauban.schema.threat import Budget
@@ -67,6 +67,7 @@ class MeteredOracle:
         self._granted = access & target.offers
         self._budget = budget or Budget()
         self._size = micro_batch or _size(target, x)
+        self._grain = grain(target)
         self._deadline, self._progress = deadline, progress
         n, device = len(x), x.device
         self.spent = Spent(torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64))
@@ -105,7 +106,7 @@ class MeteredOracle:
 
     def labels(self, x: Tensor, rows: Tensor) -> Tensor:
         self._need(Access.LABELS)
-        return torch.cat([out.labels for out, _ in self._forward(x, rows)])
+        return self._forward(x, rows).labels
 
     def reaches(self, x: Tensor, rows: Tensor) -> Tensor:
         self._need(Access.LABELS)
@@ -134,7 +135,10 @@ class MeteredOracle:
         self._need(Access.FEATURES)
         target = self._featured()
         with torch.no_grad():
-            found = [target.forward_features(x[part])[1] for part in slices(len(x), self._size)]
+            found = [
+                target.forward_features(filled(x[cut], self._grain))[1][: cut.stop - cut.start]
+                for cut in slices(len(x), self._size)
+            ]
         self._charge(rows, queries=1)
         return torch.cat(found)
 
@@ -154,37 +158,35 @@ class MeteredOracle:
         self._admit(rows, gradients=1)
         values, margins, grad = [], [], torch.empty_like(x)
         for cut in slices(len(x), self._size):
-            leaf = x[cut].detach().requires_grad_(True)
+            count = cut.stop - cut.start
+            leaf = filled(x[cut], self._grain).detach().requires_grad_(True)
             with torch.enable_grad():
-                value, margin = look(leaf, rows[cut])
+                value, margin = look(leaf, filled(rows[cut], self._grain))
                 (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
-            grad[cut] = torch.zeros_like(leaf) if slope is None else slope
-            values.append(value.detach())
-            margins.append(margin.detach())
+            grad[cut] = 0 if slope is None else slope[:count]
+            values.append(value.detach()[:count])
+            margins.append(margin.detach()[:count])
         margin = torch.cat(margins).to(self.best.margin.dtype)
         self._charge(rows, queries=1, gradients=1)
         self._note(x, rows, margin)
         return Look(torch.cat(values), grad, margin, self.open(rows))
 
-    def _forward(self, x: Tensor, rows: Tensor) -> list[tuple[Outputs, Tensor]]:
+    def _forward(self, x: Tensor, rows: Tensor) -> Outputs:
         self._admit(rows)
-        with torch.no_grad():
-            out = [(self._visible(self._target.forward(x[cut])), rows[cut]) for cut in slices(len(x), self._size)]
+        out = self._visible(answers(self._target, x, self._size))
         self._charge(rows, queries=1)
         return out
 
     def _scored(self, loss: Loss, x: Tensor, rows: Tensor) -> Tensor:
         self._need(Access.SCORES)
-        answers = self._forward(x, rows)
-        margin = torch.cat([self.goal.margin(out, part) for out, part in answers]).to(self.best.margin.dtype)
+        out = self._forward(x, rows)
+        margin = self.goal.margin(out, rows).to(self.best.margin.dtype)
         self._note(x, rows, margin)
-        return margin if loss == self.goal.margin else torch.cat([loss(out, part) for out, part in answers])
+        return margin if loss == self.goal.margin else loss(out, rows)
 
     def _from_labels(self, x: Tensor, rows: Tensor) -> Tensor:
         kind: OutputKind = "values" if self._target.domain.task == "regression" else "labels"
-        answers = self._forward(x, rows)
-        margin = torch.cat([self.goal.margin(Outputs(out.labels, kind), part) for out, part in answers])
-        margin = margin.to(self.best.margin.dtype)
+        margin = self.goal.margin(Outputs(self._forward(x, rows).labels, kind), rows).to(self.best.margin.dtype)
         self._note(x, rows, margin)
         return margin
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from vauban.core.goal import Goal
 from vauban.core.space import Continuous, Modality
 from vauban.core.target import Domain, Target
-from vauban.engine.batching import micro_batch, slices
+from vauban.engine.batching import answers
 from vauban.engine.oracle import slack
 
 
@@ -54,8 +54,4 @@ def verify(
 
 def margins(target: Target, goal: Goal, x: Tensor) -> Tensor:
     """Margins of the goal at `x`, `[n]`, from a fresh forward pass."""
-    rows = torch.arange(len(x), device=x.device)
-    size = micro_batch(target, x) if len(x) else 1
-    with torch.no_grad():
-        found = [goal.margin(target.forward(x[cut]), rows[cut]) for cut in slices(len(x), size)]
-    return torch.cat(found).to(torch.float32)
+    return goal.margin(answers(target, x), torch.arange(len(x), device=x.device)).to(torch.float32)
