@@ -18,6 +18,7 @@ from vauban.core.target import Domain, OutputKind, Outputs, Recipe
 from vauban.parts.training import fit, quiet_rng, reset
 from vauban.schema.access import Access
 from vauban.schema.errors import BadTarget
+from vauban.targets.layout import memory_format, ordered
 
 _ALWAYS = (
     Access.LABELS | Access.SCORES | Access.GRADIENTS | Access.WEIGHTS_READ | Access.WEIGHTS_WRITE | Access.ARTIFACT
@@ -120,7 +121,7 @@ class TorchTarget:
     output: OutputKind | None = None
     training: Training | None = None
     _found: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
-    """Facts learnt from the first pass: the kind of output, the layer that reads the features."""
+    """Facts learnt from the first pass: the kind of output, the order of memory, the layer that reads the features."""
 
     @property
     def offers(self) -> Access:
@@ -143,13 +144,21 @@ class TorchTarget:
     def forward(self, x: Tensor) -> Outputs:
         device, dtype = placement(self.module)
         with evaluating(self.module):
-            raw = self.module(x.to(device, dtype))
+            raw = self.module(self._ordered(x.to(device, dtype)))
         outputs = self.read(raw)
         if len(outputs.values) != len(x):
             raise BadTarget(
                 f"The model gave {len(outputs.values)} answers to {len(x)} inputs: it must give one row an input."
             )
         return replace(outputs, values=outputs.values.to(x.device))
+
+    def _ordered(self, x: Tensor) -> Tensor:
+        """Pictures in the order of memory that suits the module; found at the first pass."""
+        if x.dim() != 4 or not len(x):
+            return x
+        if "order" not in self._found:
+            self._found["order"] = memory_format(self.module, x)
+        return ordered(x, self._found["order"])
 
     def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
         """The answer, and the flat activations `[n, d]` that enter the last linear layer (or the last layer with
