@@ -1,0 +1,5 @@
+"""`python -m vauban`."""
+
+from vauban.cli import main
+
+main()

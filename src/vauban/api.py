@@ -1,0 +1,215 @@
+"""The Python face: the same functions that the command line calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from vauban.attacks.catalog import ATTACKS
+from vauban.audits import runner
+from vauban.audits.compare import compare as compare_logs
+from vauban.audits.config import seconds
+from vauban.audits.plan import Request, check_threat
+from vauban.audits.profiles import profile as profile_of
+from vauban.audits.progress import Watcher
+from vauban.audits.stored import read_log
+from vauban.core.attack import Perturbed
+from vauban.core.data import Data
+from vauban.core.target import Target
+from vauban.data.load import load_data
+from vauban.domains.catalog import modality, settle
+from vauban.engine import evasion
+from vauban.engine.case import Case, Check
+from vauban.engine.gate import refusal
+from vauban.schema.errors import BadData, BadOption, NotOffered
+from vauban.schema.log import AuditLog, Comparison, Cost, Suppression
+from vauban.schema.threat import ThreatModel
+from vauban.targets.load import load_target, target
+
+__all__ = ["AttackResult", "attack", "audit", "compare", "harden", "load_data", "load_target", "target"]
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one evasion attack came to, verified by a fresh look at the model."""
+
+    artefact: Perturbed
+    """`.x` `[n, ...]`: the adversarial input where there is one, the clean input elsewhere."""
+    status: np.ndarray
+    """`[n]` of the words broken, held, certified, unknown. Inputs that are misread unchanged are broken at distance 0."""
+    margin: np.ndarray
+    """`[n]` of the goal at `artefact.x`; above 0 where it is reached."""
+    distance: np.ndarray
+    """`[n]` float64, in the units of the threat."""
+    cost: Cost
+    outcomes: str
+    """One letter a sample, as in `Attempt.outcomes`."""
+
+
+def attack(
+    id: str,
+    target: Any,
+    x: Any,
+    y: Any,
+    *,
+    threat: str | ThreatModel = "linf:0.1",
+    seed: int = 0,
+    train: tuple[Any, Any] | None = None,
+    profile: str = "standard",
+    batch_size: int | None = None,
+    **settings: Any,
+) -> AttackResult:
+    """One evasion attack on inputs of one's own.
+
+    Args:
+        id: an id of the family evasion, e.g. `evasion.apgd`; `evasion.` may be left out.
+        target: what `load_target` or `vauban.target` gives, a path, a module, an estimator.
+        x: clean inputs `[n, ...]` in the units of the data; numpy or torch.
+        y: true classes `[n]` (true values in a regression).
+        threat: the room, e.g. `linf:8/255`.
+        seed: the same seed gives the same numbers, whatever the batch size.
+        train: `(x_train, y_train)`, for attacks that need data of the same kind.
+        profile: settings to begin with; `settings` override them.
+        batch_size: samples at a time.
+        settings: hyper-parameters of the attack, e.g. `steps=100`.
+
+    Raises NotOffered where the target cannot be attacked so, BadThreat, BadOption, UnknownName, BadData.
+    """
+    name = id if "." in id else f"evasion.{id}"
+    card = ATTACKS.load(name).card
+    if card.family != "evasion":
+        raise BadOption(f"{name} does not move inputs: run it with vauban.audit(..., include=[{name!r}]).")
+    model = threat if isinstance(threat, ThreatModel) else ThreatModel.of(threat)
+    data = Data(*(train or (None, None)), x, y)
+    found = as_target(target)
+    ready = found.settled(settle(found.domain, data))
+    case = Case(
+        target=ready,
+        data=data,
+        domain=ready.domain,
+        modality=modality(str(ready.domain.kind)),
+        seed=seed,
+        profile=profile_of(profile).id,
+        batch_size=batch_size,
+    )
+    check_threat(model, case)
+    no = refusal(card, model, case)
+    if no is not None:
+        raise NotOffered(f"{name} cannot be made here: {no.reason}.")
+    run = evasion.run(Check(id=name, threat=model, settings=settings), case)
+    return AttackResult(
+        artefact=Perturbed(run.x),
+        status=np.array(run.status),
+        margin=run.margin.detach().cpu().numpy(),
+        distance=run.distance.detach().cpu().numpy(),
+        cost=run.cost,
+        outcomes=run.outcomes,
+    )
+
+
+def audit(
+    target: Any,
+    data: Any,
+    *,
+    threats: Sequence[str | ThreatModel] = (),
+    include: Sequence[str] = (),
+    exclude: Sequence[str] | Mapping[str, str] = (),
+    profile: str = "standard",
+    out: str | Path | None = None,
+    seed: int = 0,
+    samples: int | None = None,
+    batch_size: int | None = None,
+    time_limit: float | str | None = None,
+    query_limit: int | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    suppressions: Sequence[Suppression] = (),
+    fail_on: str = "high",
+    formats: Sequence[str] = ("json", "html"),
+    watcher: Watcher | None = None,
+) -> AuditLog:
+    """Audit a model through all families of threat that what is given allows.
+
+    Args:
+        target: what `load_target` or `vauban.target` gives, a path, a module, an estimator, a callable.
+        data: `Data`, a path or `demo:` name, `(x, y)` or `(x_train, y_train, x_test, y_test)`.
+        threats: rooms for evasion; `audits.plan.default_threats` where empty.
+        include: attacks or families; all where empty.
+        exclude: attacks or families, or a mapping of these to reasons.
+        profile: `smoke`, `standard` or `deep`.
+        out: the run folder; the same call on the same folder resumes. None keeps nothing on disk.
+        time_limit: seconds, or `10m`; what is left then is inconclusive.
+        query_limit: model evaluations in all.
+        settings: hyper-parameters by attack: `{"evasion.pgd": {"steps": 100}}`.
+        suppressions: accepted findings, with reason, owner and date.
+        fail_on: the lowest severity that fails the audit, or `never`.
+
+    Raises a UsageError for what cannot be used, DiskFull, RunFolder.
+    """
+    request = Request(
+        target=as_target(target),
+        data=as_data(data),
+        target_spec=target if isinstance(target, str) else "",
+        data_spec=data if isinstance(data, str) else "",
+        threats=tuple(t if isinstance(t, ThreatModel) else ThreatModel.of(t) for t in threats),
+        include=tuple(include),
+        exclude=dict(exclude) if isinstance(exclude, Mapping) else dict.fromkeys(exclude, "left out by the caller"),
+        profile=profile,
+        seed=seed,
+        samples=samples,
+        batch_size=batch_size,
+        time_limit=_time(time_limit),
+        query_limit=query_limit,
+        settings=settings or {},
+        suppressions=tuple(suppressions),
+        fail_on=fail_on,
+        formats=tuple(formats),
+    )
+    return runner.audit(request, out, watcher)
+
+
+def _time(value: float | str | None) -> float | None:
+    try:
+        return cast("float | None", seconds(value))
+    except ValueError as error:
+        raise BadOption(f"time_limit: {error}.") from None
+
+
+def harden(*args: Any, **kwargs: Any) -> Any:
+    """Defend a model and audit it before and after on the same samples; see `audits.harden.harden`."""
+    from vauban.audits.harden import harden as run
+
+    return run(*args, **kwargs)
+
+
+def compare(before: AuditLog | str | Path, after: AuditLog | str | Path) -> Comparison:
+    """What changed from one audit to another, with an interval for every difference; logs or run folders."""
+    return compare_logs(*(log if isinstance(log, AuditLog) else read_log(Path(log)) for log in (before, after)))
+
+
+def as_target(given: Any) -> Target:
+    """A target from whatever stands for one."""
+    if isinstance(given, str | Path):
+        return load_target(str(given))
+    if hasattr(given, "offers") and hasattr(given, "settled"):
+        return cast(Target, given)
+    return target(given)
+
+
+def as_data(given: Any) -> Data:
+    """Data from whatever stands for it; raises BadData."""
+    if isinstance(given, Data):
+        return given
+    if isinstance(given, str | Path):
+        return load_data(str(given))
+    parts = tuple(given) if isinstance(given, tuple | list) else ()
+    if len(parts) == 2:
+        return Data(None, None, *parts)
+    if len(parts) == 4:
+        return Data(*parts)
+    raise BadData(
+        f"Data given as {type(given).__name__} of {len(parts)} parts: give vauban.Data, a path, (x, y) or (x_train, y_train, x_test, y_test)."
+    )

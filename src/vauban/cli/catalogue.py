@@ -1,0 +1,190 @@
+"""list, explain: what there is, and a page on each."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect as python_inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from vauban.cli import options as o
+from vauban.cli.verb import Reply, verb
+
+GROUP = "Find out"
+
+
+@verb(GROUP, "list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="attacks, defences, rules, demos or reports; all if left out.")
+    ] = None,
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> Reply:
+    """The catalogue: every attack, defence and rule, and what each needs."""
+    from vauban.schema.errors import UnknownName
+
+    makers = {"attacks": _attacks, "defences": _defences, "rules": _rules, "demos": _demos, "reports": _reports}
+    if kind is not None and kind not in makers:
+        raise UnknownName(f"There is no list of {kind!r}; there are {', '.join(makers)}.")
+    rows = {name: make() for name, make in makers.items() if kind in (None, name)}
+    lines: list[str] = []
+    for name, entries in rows.items():
+        wide = max((len(e["id"]) for e in entries), default=0)
+        lines += [name.upper(), *(f"  {e['id']:{wide}}  {_line(e)}".rstrip() for e in entries), ""]
+    return Reply(rows, "\n".join(lines))
+
+
+def _line(entry: dict[str, Any]) -> str:
+    needs = f" [needs {', '.join(entry['needs'])}]" if entry.get("needs") else ""
+    return f"{entry['name']}{needs}"
+
+
+def _entry(card: Any) -> dict[str, Any]:
+    entry: dict[str, Any] = card.model_dump(mode="json")
+    return entry
+
+
+def _loaded(catalogue: Any) -> list[dict[str, Any]]:
+    return [_entry(catalogue.load(name).card) for name in catalogue.ids()]
+
+
+def _attacks() -> list[dict[str, Any]]:
+    from vauban.attacks.catalog import ATTACKS
+
+    return _loaded(ATTACKS)
+
+
+def _defences() -> list[dict[str, Any]]:
+    from vauban.defences.catalog import DEFENCES
+
+    return _loaded(DEFENCES)
+
+
+def _rules() -> list[dict[str, Any]]:
+    from vauban.rules.catalog import RULES
+
+    return _loaded(RULES)
+
+
+def _demos() -> list[dict[str, Any]]:
+    from vauban.data.demo import DEMOS as SETS
+    from vauban.targets.demo import DEMOS as MODELS
+
+    return [{"id": i, "name": "model"} for i in MODELS.ids()] + [{"id": i, "name": "data"} for i in SETS.ids()]
+
+
+def _reports() -> list[dict[str, Any]]:
+    from vauban.reports.catalog import REPORTERS
+
+    return [{"id": i, "name": ""} for i in REPORTERS.ids()]
+
+
+@verb(GROUP)
+def explain(
+    id: Annotated[str, typer.Argument(help="An attack, defence, rule or error code.")],
+    as_json: o.Json = False,
+    debug: o.Debug = False,
+) -> Reply:
+    """A page on one id: what it does, what it needs, its settings, its sources."""
+    from vauban.schema.errors import UnknownName
+
+    for find in (_catalogued, _error):
+        page = find(id)
+        if page is not None:
+            return Reply(page, render(page))
+    near = difflib.get_close_matches(id, known_ids(), n=3, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
+    raise UnknownName(f"There is no attack, defence, rule or error {id!r}{hint} `vauban list` shows what there is.")
+
+
+def known_ids() -> list[str]:
+    """Everything that has a page."""
+    return [name for _, catalogue in _catalogues() for name in catalogue.ids()] + sorted(_errors())
+
+
+def _catalogues() -> list[tuple[str, Any]]:
+    from vauban.attacks.catalog import ATTACKS
+    from vauban.defences.catalog import DEFENCES
+    from vauban.rules.catalog import RULES
+
+    return [("attack", ATTACKS), ("defence", DEFENCES), ("rule", RULES)]
+
+
+def _catalogued(id: str) -> dict[str, Any] | None:
+    for kind, catalogue in _catalogues():
+        if id in catalogue:
+            cls = catalogue.load(id)
+            return {"kind": kind, **_entry(cls.card), "settings": _settings(cls), "text": _text(cls)}
+    return None
+
+
+def _settings(cls: type) -> list[dict[str, Any]]:
+    if not dataclasses.is_dataclass(cls):
+        return []
+    return [{"name": f.name, "default": _default(f)} for f in dataclasses.fields(cls)]
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    value = field.default
+    plain = isinstance(value, str | int | float | bool | None | list | tuple)
+    return value if plain else "required" if value is dataclasses.MISSING else repr(value)
+
+
+def _text(cls: type) -> str:
+    return python_inspect.cleandoc(cls.__doc__ or "")
+
+
+def _errors() -> dict[str, type]:
+    from vauban.schema import errors
+
+    def below(cls: type) -> list[type]:
+        return [cls, *(c for child in cls.__subclasses__() for c in below(child))]
+
+    return {c.code: c for c in below(errors.VaubanError)}  # type: ignore[attr-defined]
+
+
+def _error(id: str) -> dict[str, Any] | None:
+    cls = _errors().get(id.upper())
+    if cls is None:
+        return None
+    code, status = cls.code, cls.exit_code  # type: ignore[attr-defined]
+    return {
+        "kind": "error",
+        "id": code,
+        "name": cls.__name__,
+        "exit_code": status,
+        "text": _text(cls),
+        "page": f"docs/errors.md#{code.lower()}",
+    }
+
+
+SHOWN: dict[str, Callable[[Any], str]] = {
+    "summary": str,
+    "meaning": str,
+    "text": str,
+    "measured": lambda v: f"Measured: {v}",
+    "false_positives": lambda v: f"When it is wrong: {v}",
+    "needs": lambda v: f"Needs: {', '.join(v)}",
+    "spaces": lambda v: f"Searches: {', '.join(v)}",
+    "tasks": lambda v: f"Tasks: {', '.join(v)}",
+    "modalities": lambda v: f"Data: {', '.join(v)}",
+    "adaptive": lambda v: f"Attacks that know it: {', '.join(v)}",
+    "remedies": lambda v: "What to do:\n" + "\n".join(f"  - {r}" for r in v),
+    "settings": lambda v: "Settings:\n" + "\n".join(f"  {s['name']} = {s['default']}" for s in v),
+    "sources": lambda v: "Sources:\n" + "\n".join(f"  - {s['title']}. {s['where']}" for s in v),
+    "exit_code": lambda v: f"Exit status: {v}",
+    "page": lambda v: f"More: {v}",
+}
+"""What a page shows, in order, where there is something to show."""
+
+
+def render(page: dict[str, Any]) -> str:
+    """A page as text."""
+    head = f"{page['id']}: {page['name']} ({page['kind']})"
+    return "\n\n".join(
+        [head, *(show(page[key]) for key, show in SHOWN.items() if page.get(key) not in (None, "", [], ()))]
+    )

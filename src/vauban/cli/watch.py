@@ -1,0 +1,125 @@
+"""An audit on the screen: bars where stderr is a terminal, one line for each finished unit where it is not."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from vauban.audits.progress import Quiet, Watcher
+from vauban.cli.verb import say
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from vauban.audits.plan import Estimate, Plan, Unit
+    from vauban.schema.log import Attempt
+
+MARKS = {"assessed": "done", "inconclusive": "open", "error": "ERROR", "skipped": "skip", "not_applicable": "n/a"}
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """`at most 1,234,000 queries (1,200,000 gradients), 8 trainings, about 2 min of attacking`."""
+    words = f"at most {estimate.queries:,} queries"
+    words += f", {estimate.gradients:,} gradients" if estimate.gradients else ""
+    words += f", {estimate.trainings:,} trainings" if estimate.trainings else ""
+    return words + (f"; {duration(estimate.seconds)} without trainings" if estimate.seconds is not None else "")
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: `8 s`, `3 min`, `2.5 h`."""
+    if seconds < 90:
+        return f"{max(seconds, 1):.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def name(unit: Unit) -> str:
+    return f"{unit.check.id} {unit.check.threat.id}"
+
+
+class Lines(Quiet):
+    """One line for each finished unit."""
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+        self.count = self.total = 0
+
+    def planned(self, plan: Plan, finished: int) -> None:
+        self.total = len(plan.todo)
+        left_out = len(plan.units) - self.total
+        say(f"plan: {self.total} checks, {left_out} left out; {estimate_text(plan.estimate)}")
+        if finished:
+            say(f"resuming: {finished} of {self.total} checks are finished already")
+
+    def started(self, unit: Unit) -> None:
+        self.at = time.monotonic()
+
+    def ended(self, unit: Unit, attempt: Attempt, reused: bool) -> None:
+        if unit.refusal is not None:
+            return
+        self.count += 1
+        took = "kept" if reused else f"{time.monotonic() - self.at:.1f} s"
+        reason = f": {attempt.reason}" if attempt.reason else ""
+        say(f"[{self.count}/{self.total}] {MARKS[attempt.state]:5} {name(unit)} ({took}){reason}")
+
+    def note(self, text: str) -> None:
+        say(text)
+
+
+class Bars(Lines):
+    """A bar for the whole with the time left, and one for the unit under way."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+        self._whole: TaskID | None = None
+        self._unit: TaskID | None = None
+
+    def planned(self, plan: Plan, finished: int) -> None:
+        super().planned(plan, finished)
+        self._whole = self._progress.add_task("audit", total=len(plan.todo))
+        self._unit = self._progress.add_task("", total=1, visible=False)
+
+    def started(self, unit: Unit) -> None:
+        super().started(unit)
+        assert self._unit is not None, "an audit is planned before its units start"
+        self._progress.reset(self._unit, total=1, description=name(unit), visible=True)
+
+    def step(self, done: float, total: float, text: str = "") -> None:
+        if self._unit is not None:
+            self._progress.update(self._unit, completed=done, total=total)
+
+    def ended(self, unit: Unit, attempt: Attempt, reused: bool) -> None:
+        super().ended(unit, attempt, reused)
+        if unit.refusal is None and self._whole is not None:
+            self._progress.advance(self._whole)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Watcher]:
+    """Bars or lines, whichever stderr takes."""
+    if not sys.stderr.isatty():
+        yield Lines()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        yield Bars(progress)
