@@ -1,0 +1,204 @@
+"""The examiner: verified outcomes, honest states, doubts that fire where they should and nowhere else."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vauban.core.data import Data
+from vauban.core.target import Domain
+from vauban.domains.catalog import modality
+from vauban.engine.case import Case, Check, Outcome
+from vauban.engine.doubt import contradictions
+from vauban.engine.execute import execute
+from vauban.schema.access import Access
+from vauban.schema.log import Attempt
+from vauban.schema.threat import Budget, Room, ThreatModel
+from vauban.targets.torch import TorchTarget
+
+DOMAIN = Domain(kind="tabular", task="classification", classes=3, low=-4.0, high=4.0)
+
+
+class Rounded(nn.Module):
+    """No gradient gets through."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.round(x * 8) / 8
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + 0.3 * torch.randn_like(x)
+
+
+def _case(front: nn.Module | None = None, back: nn.Module | None = None, n: int = 40, **options: object) -> Case:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(n, 6, generator=generator)
+    layer = nn.Linear(6, 3)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(3, 6, generator=generator))
+        layer.bias.zero_()
+    y = layer(x).argmax(1).detach()
+    module = nn.Sequential(*[m for m in (front, layer, back) if m is not None])
+    target = TorchTarget(module, id="toy", domain=DOMAIN)
+    return Case(target=target, data=Data(x_test=x, y_test=y), domain=DOMAIN, modality=modality("tabular"), **options)  # type: ignore[arg-type]
+
+
+def _threat(radius: float = 0.4, **changes: object) -> ThreatModel:
+    return ThreatModel.of(f"linf:{radius}").model_copy(update=changes)
+
+
+def _run(case: Case, attack: str = "evasion.pgd", threat: ThreatModel | None = None, **settings: object) -> Outcome:
+    return execute(Check(attack, threat or _threat(), settings), case)
+
+
+def _flags(outcome: Outcome) -> set[str]:
+    return {d.id for d in outcome.attempt.doubts if d.verdict == "fail"}
+
+
+def test_outcomes_agree_with_the_closed_form() -> None:
+    case = _case()
+    target = case.target
+    assert isinstance(target, TorchTarget)
+    layer = target.module[0]  # type: ignore[index]
+    scores = layer(case.data.x_test)
+    y = case.data.y_test
+    gap = scores.gather(1, y[:, None]) - scores
+    dual = (layer.weight[y][:, None] - layer.weight[None]).abs().sum(2)
+    optimum = (gap / dual.clamp_min(1e-9)).masked_fill(torch.eye(3, dtype=torch.bool)[y], torch.inf).amin(1)
+    outcome = _run(case, "evasion.apgd", steps=60)
+    for letter, distance in zip(outcome.attempt.outcomes, optimum.tolist(), strict=True):
+        if distance < 0.4 / 1.01:
+            assert letter == "b"
+        if distance > 0.4 * 1.0001:
+            assert letter == "h"
+    broken = outcome.attempt.outcomes.count("b")
+    assert 0 < broken < 40
+    measured = outcome.attempt.measurement("evasion.robust_accuracy")
+    assert measured is not None
+    assert measured.value == pytest.approx(1 - broken / 40)
+    assert outcome.arrays["x"].shape == (broken, 6)
+    assert _flags(outcome) == set()
+
+
+def test_results_do_not_depend_on_the_batch() -> None:
+    whole = _run(_case())
+    for size in (1, 7):
+        part = _run(_case(batch_size=size))
+        assert part.attempt.outcomes == whole.attempt.outcomes
+        assert torch.equal(part.arrays["x"], whole.arrays["x"])
+        assert part.attempt.measurements == whole.attempt.measurements
+
+
+def test_a_blocked_gradient_is_noticed() -> None:
+    assert "zero_gradient" in _flags(_run(_case(front=Rounded())))
+
+
+def test_a_random_model_is_noticed_and_averaged() -> None:
+    outcome = _run(_case(front=Noisy()))
+    assert "randomness" in _flags(outcome)
+    assert any("EOT" in text for text in outcome.attempt.caveats)
+
+
+def test_probabilities_are_noticed() -> None:
+    doubts = _run(_case(back=nn.Softmax(1))).attempt.doubts
+    assert any(d.id == "softmax_output" and d.verdict == "warn" for d in doubts)
+
+
+def test_missing_rights_are_skips_with_a_reason_not_passes() -> None:
+    attempt = _run(_case(), threat=_threat(access=Access.LABELS)).attempt
+    assert attempt.state == "skipped"
+    assert "gradients" in attempt.reason
+    assert attempt.measurements == []
+
+
+def test_a_space_or_task_that_an_attack_does_not_know_is_not_applicable() -> None:
+    attempt = _run(_case(), "evasion.apgd_targeted", _threat(room=Room.parse("l0:3"))).attempt
+    assert attempt.state == "not_applicable"
+
+
+def test_time_that_ran_out_is_inconclusive_and_says_how_far_it_came() -> None:
+    late = _run(_case(deadline=time.monotonic() - 1)).attempt
+    assert late.state == "inconclusive"
+    assert "time" in late.reason
+
+
+def test_a_query_budget_limits_every_sample() -> None:
+    attempt = _run(_case(), "evasion.pgd", _threat(budget=Budget(queries=5))).attempt
+    assert attempt.state == "assessed"
+    assert attempt.cost.queries <= 5 * 40
+
+
+def test_an_error_in_the_model_is_a_state_not_a_crash_and_never_a_pass() -> None:
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise RuntimeError("out of order")
+
+    attempt = _run(_case(front=Broken())).attempt
+    assert attempt.state == "error"
+    assert "out of order" in attempt.reason
+
+
+def test_targeted_runs_reach_a_drawn_class() -> None:
+    outcome = _run(_case(), threat=_threat(1.5, goal="targeted"))
+    case = _case()
+    rows = outcome.arrays["rows"]
+    assert len(rows)
+    answers = case.target.forward(outcome.arrays["x"]).labels
+    assert (answers != case.data.y_test[rows]).all()
+
+
+def test_regression_counts_predictions_that_leave_the_tolerance() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 4, generator=generator)
+    layer = nn.Linear(4, 1)
+    y = layer(x)[:, 0].detach().to(torch.float64)
+    domain = Domain(kind="tabular", task="regression", low=-5.0, high=5.0)
+    target = TorchTarget(layer, id="line", domain=domain)
+    case = Case(target=target, data=Data(x_test=x, y_test=y), domain=domain, modality=modality("tabular"))
+    need = 0.2 / float(layer.weight.detach().abs().sum())
+    assert set(_run(case, threat=_threat(round(need * 1.02, 6)), tolerance=0.2).attempt.outcomes) == {"b"}
+    assert set(_run(case, threat=_threat(round(need * 0.98, 6)), tolerance=0.2).attempt.outcomes) == {"h"}
+
+
+def test_a_weaker_attack_that_wins_is_a_contradiction() -> None:
+    attempts = [
+        Attempt(check="evasion.pgd", threat="linf:0.1", state="assessed", outcomes="hhhhhhhhbb"),
+        Attempt(check="evasion.square", threat="linf:0.1", state="assessed", outcomes="bbhhhhhhbb"),
+        Attempt(check="evasion.fgsm", threat="linf:0.1", state="assessed", outcomes="hhhhhhhhbh"),
+        Attempt(check="evasion.square", threat="l2:1", state="assessed", outcomes="bbhhhhhhbb"),
+    ]
+    gradient = Access.LABELS | Access.GRADIENTS
+    cards = {"evasion.pgd": gradient, "evasion.fgsm": gradient, "evasion.square": Access.SCORES}
+    found = contradictions(attempts, cards)
+    assert [(d.id, d.verdict, d.value) for d in found[1]] == [("black_box_wins", "fail", 2.0)]
+    assert [(d.id, d.verdict) for d in found[2]] == [("one_step_wins", "pass")]
+    assert 3 not in found
+
+
+def test_the_model_is_left_as_it_was_found() -> None:
+    case = _case(front=nn.Dropout(0.5))
+    target = case.target
+    assert isinstance(target, TorchTarget)
+    target.module.train()
+    state = {k: v.clone() for k, v in target.module.state_dict().items()}
+    random = torch.random.get_rng_state()
+    _run(case)
+    assert target.module.training
+    assert all(p.grad is None for p in target.module.parameters())
+    assert all(torch.equal(v, state[k]) for k, v in target.module.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in target.module.modules())
+
+
+def test_exhibits_show_only_what_survives_saving() -> None:
+    case = _case()
+    case = replace(case, domain=replace(DOMAIN, step=0.25))
+    outcome = _run(case, threat=_threat(0.5))
+    for exhibit in outcome.attempt.exhibits:
+        assert exhibit.rows
+    assert any("survive rounding" in text for text in outcome.attempt.caveats)
