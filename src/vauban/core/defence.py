@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch import Tensor
 
 from vauban.core.data import Data
 from vauban.core.rng import Rng
@@ -49,4 +51,13 @@ class Defence(Protocol):
 
         Raises NotOffered where the target cannot be defended so, BadData where the data does not suffice.
         """
+        ...
+
+
+@runtime_checkable
+class Restorable(Protocol):
+    """A defence that can put saved weights back, so that an interrupted run need not train again."""
+
+    def restore(self, target: Target, data: Data, state: Mapping[str, Tensor]) -> Target:
+        """The defended target around these weights. Raises ValueError or RuntimeError where they do not fit."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast, runtime_checkable
@@ -187,3 +187,9 @@ def around(target: TorchModel, module: nn.Module, suffix: str) -> TorchModel:
 def row_batches(answer: Callable[[Tensor], Tensor], count: int, size: int = 512) -> Tensor:
     """`answer(rows)` for all `count` rows, a piece at a time, on the CPU."""
     return torch.cat([answer(rows).cpu() for rows in torch.arange(count).split(size)])
+
+
+def loaded(module: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """`module` with these weights, in evaluation mode; raises RuntimeError where names or shapes differ."""
+    module.load_state_dict(dict(state))
+    return module.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ from vauban.defences.common import (
     TorchModel,
     around,
     fresh,
+    loaded,
     placement,
     row_batches,
     torch_backed,
@@ -25,7 +27,10 @@ from vauban.defences.common import (
 )
 from vauban.parts.losses import as_logits
 from vauban.parts.training import Step, fit
+from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
+
+SUFFIX = "+distill.defensive"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +51,14 @@ class DefensiveDistillation:
         temperature: T, above 1; the paper tries 1 to 100.
         epochs: passes over the training rows, for each of the two models.
         batch_size: rows a step.
-        rate: learning rate of Adam, falling along a cosine.
+        rate: first learning rate of Adam, which falls along a cosine; logits T times as large take a high one.
     """
 
     card: ClassVar[DefenceCard] = DefenceCard(
         id="distill.defensive",
         name="Defensive distillation",
         summary="Trains a second model on the softened answers of a first; this hides gradients and is known to be broken.",
+        needs=Access.WEIGHTS_READ | Access.DATA_READ,
         tasks=("classification",),
         adaptive=("evasion.apgd", "evasion.square"),
         adaptive_settings={"evasion.apgd": {"loss": "dlr"}},
@@ -72,7 +78,7 @@ class DefensiveDistillation:
     temperature: float = 20.0
     epochs: int = 30
     batch_size: int = 64
-    rate: float = 2e-3
+    rate: float = 1e-2
 
     def __post_init__(self) -> None:
         if not self.temperature > 1:
@@ -86,14 +92,19 @@ class DefensiveDistillation:
     def __call__(self, target: Target, data: Data, rng: Rng, context: Context) -> Hardened:
         model = torch_backed(target, self.card)
         x, y = training_rows(model, data, self.card)
-
-        def again(x: Tensor, y: Tensor, seed: int) -> Target:
-            return around(model, self._train(model, x, y, seed, None), f"+distill.defensive+seed{seed}")
-
         module = self._train(model, x, y, int(rng.child("distill").seed), context)
-        defended = Defended(around(model, module, "+distill.defensive"), Redone(again) if model.recipe else None)
         facts = {"temperature": self.temperature, "epochs": self.epochs, "started_from": "fresh weights"}
-        return Hardened(defended, facts, (_BROKEN,))
+        return Hardened(self._around(model, module), facts, (_BROKEN,))
+
+    def restore(self, target: Target, data: Data, state: Mapping[str, Tensor]) -> Target:
+        model = torch_backed(target, self.card)
+        return self._around(model, loaded(model.clone(), state))
+
+    def _around(self, model: TorchModel, module: nn.Module) -> Defended:
+        def again(x: Tensor, y: Tensor, seed: int) -> Target:
+            return around(model, self._train(model, x, y, seed, None), f"{SUFFIX}+seed{seed}")
+
+        return Defended(around(model, module, SUFFIX), Redone(again) if model.recipe else None)
 
     def _train(self, model: TorchModel, x: Tensor, y: Tensor, seed: int, context: Context | None) -> nn.Module:
         device, _ = placement(model.module)

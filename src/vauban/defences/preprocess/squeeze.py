@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -14,7 +14,7 @@ from vauban.core.data import Data
 from vauban.core.defence import Context, Hardened
 from vauban.core.rng import Rng
 from vauban.core.target import Domain, Recipe, Target
-from vauban.defences.common import Defended, Redone, TorchModel, around, placement, torch_backed
+from vauban.defences.common import Defended, Redone, TorchModel, around, loaded, placement, torch_backed
 from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
 from vauban.schema.errors import NotOffered
@@ -82,24 +82,27 @@ class Squeeze:
                 f"preprocess.squeeze cannot lay a window of {self.median} x {self.median} over {data.shape[-2]} x "
                 f"{data.shape[-1]} pixels: set a smaller median."
             )
-        device, dtype = placement(model.module)
-        low, high = (side.to(device, dtype) for side in _box(model.domain, data))
-        squeezer = Squeezer(low, high, self.bits, self.median)
-
-        def around_it(inner: Target) -> SqueezedTarget:
-            return _squeezed(cast(TorchModel, inner), squeezer)
-
-        recipe = model.recipe
-        defended = around_it(model)
-        if recipe is not None:
-            plain: Recipe = recipe
-            defended = replace(defended, recipe=Redone(lambda x, y, seed: around_it(plain.fit(x, y, seed))))
         facts: dict[str, Any] = {
             "bits": self.bits,
             "median": self.median,
             "levels": 2**self.bits if self.bits else None,
         }
-        return Hardened(defended, facts)
+        return Hardened(self._around(model, data), facts)
+
+    def restore(self, target: Target, data: Data, state: Mapping[str, Tensor]) -> Target:
+        defended = self._around(torch_backed(target, self.card), data)
+        return defended.around(loaded(defended.clone(), state), "")
+
+    def _around(self, model: TorchModel, data: Data) -> SqueezedTarget:
+        device, dtype = placement(model.module)
+        low, high = (side.to(device, dtype) for side in _box(model.domain, data))
+        squeezer = Squeezer(low, high, self.bits, self.median)
+        defended = _squeezed(model, squeezer)
+        if model.recipe is None:
+            return defended
+        plain: Recipe = model.recipe
+        again = Redone(lambda x, y, seed: _squeezed(cast(TorchModel, plain.fit(x, y, seed)), squeezer))
+        return replace(defended, recipe=again)
 
 
 def _box(domain: Domain, data: Data) -> tuple[Tensor, Tensor]:

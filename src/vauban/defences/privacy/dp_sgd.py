@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import secrets
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -23,15 +23,18 @@ from vauban.defences.common import (
     TorchModel,
     around,
     fresh,
+    loaded,
     placement,
     row_losses,
     torch_backed,
     training_rows,
 )
 from vauban.parts.training import quiet_rng
+from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
 from vauban.schema.errors import MissingExtra, NotOffered
 
+SUFFIX = "+privacy.dp_sgd"
 ACCOUNTANTS = ("prv", "rdp")
 
 
@@ -82,6 +85,7 @@ class DPSGD:
         id="privacy.dp_sgd",
         name="Differentially private training (DP-SGD)",
         summary="Trains the model anew with clipped, noisy gradients, so that it provably tells little of any one row.",
+        needs=Access.WEIGHTS_READ | Access.DATA_READ,
         tasks=("classification", "regression"),
         adaptive=("leakage.lira", "leakage.rmia"),
         threats=("leakage",),
@@ -126,15 +130,23 @@ class DPSGD:
         x, y = training_rows(model, data, self.card)
         with _opacus():
             plan = self.plan(len(x))
-
-            def again(x: Tensor, y: Tensor, seed: int) -> Target:
-                with _opacus():
-                    module, _ = self._train(model, x, y, seed, self.plan(len(x), plan.noise), None)
-                return around(model, module, f"+privacy.dp_sgd+seed{seed}")
-
             module, replaced = self._train(model, x, y, int(rng.child("dp_sgd").seed), plan, context)
-        defended = Defended(around(model, module, "+privacy.dp_sgd"), Redone(again) if model.recipe else None)
+        defended = self._around(model, module, plan.noise)
         return Hardened(defended, self._facts(plan, replaced), self._caveats(plan, module, len(x)))
+
+    def restore(self, target: Target, data: Data, state: Mapping[str, Tensor]) -> Target:
+        model = torch_backed(target, self.card)
+        with _opacus():
+            module, _ = _without_mixing(model.clone())
+            return self._around(model, loaded(module, state), self.plan(len(data.x_train)).noise)
+
+    def _around(self, model: TorchModel, module: nn.Module, noise: float) -> Defended:
+        def again(x: Tensor, y: Tensor, seed: int) -> Target:
+            with _opacus():
+                module, _ = self._train(model, x, y, seed, self.plan(len(x), noise), None)
+            return around(model, module, f"{SUFFIX}+seed{seed}")
+
+        return Defended(around(model, module, SUFFIX), Redone(again) if model.recipe else None)
 
     def plan(self, rows: int, noise: float | None = None) -> Plan:
         """Noise, steps and epsilon for that many training rows; `noise` given overrides the setting.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from vauban.defences.common import (
     TorchModel,
     around,
     fresh,
+    loaded,
     only_inputs,
     placement,
     row_losses,
@@ -25,8 +26,11 @@ from vauban.defences.common import (
     training_rows,
 )
 from vauban.parts.training import fit
+from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
 from vauban.schema.errors import BadThreat
+
+SUFFIX = "+train.pgd"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,7 @@ class PGDTraining:
         id="train.pgd",
         name="Adversarial training (PGD)",
         summary="Trains the model on inputs that were changed to fool it, so that small changes no longer do.",
+        needs=Access.WEIGHTS_READ | Access.DATA_READ,
         tasks=("classification", "regression"),
         adaptive=("evasion.apgd", "evasion.apgd_targeted", "evasion.square"),
         threats=("evasion",),
@@ -124,7 +129,11 @@ class PGDTraining:
             "clean": self.clean,
             "started_from": "fresh weights" if self.from_scratch else "the model's own weights",
         }
-        return Hardened(around(model, module, "+train.pgd"), facts, (_PLAIN,) if target.recipe else ())
+        return Hardened(around(model, module, SUFFIX), facts, (_PLAIN,) if target.recipe else ())
+
+    def restore(self, target: Target, data: Data, state: Mapping[str, Tensor]) -> Target:
+        model = torch_backed(target, self.card)
+        return around(model, loaded(model.clone(), state), SUFFIX)
 
 
 _PLAIN = (

@@ -1,0 +1,313 @@
+"""Defend a model, and audit it before and after on the same samples with the same seeds.
+
+The run folder is that of the audit after; the audit before lies in `before/`, the new model beside the report:
+
+    DIR/hardening.json     what this folder is: which defence of which model
+    DIR/before/            a run folder of its own
+    DIR/model.safetensors  the weights of the defended model
+    DIR/model.json         facts about it, and how to load it
+    DIR/report.json ...    the audit after, with `before_after`
+
+The same call on the same folder resumes: each audit by its journal, and a model that was saved is not trained again.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from vauban.audits.compare import compare
+from vauban.audits.machine import version
+from vauban.audits.plan import Request, default_threats
+from vauban.audits.progress import Quiet, Watcher
+from vauban.audits.runner import Ready, carry_out, prepare
+from vauban.audits.store import NAME, guarded, write_whole
+from vauban.core.defence import Defence, Hardened, Restorable
+from vauban.core.registry import configure
+from vauban.core.rng import Rng, derive_seed
+from vauban.core.target import Target, TorchBacked
+from vauban.defences.catalog import DEFENCES
+from vauban.engine.context import HouseContext
+from vauban.engine.gate import offered
+from vauban.reports.write import write
+from vauban.schema.cards import DefenceCard
+from vauban.schema.errors import CorruptFile, NotOffered, RunFolder
+from vauban.schema.log import AuditLog, Comparison, Curve
+from vauban.schema.threat import ThreatModel
+
+MARK, WEIGHTS, FACTS, BEFORE = "hardening.json", "model.safetensors", "model.json", "before"
+
+
+@dataclass(frozen=True)
+class After:
+    """A hardened model and what became of it."""
+
+    target: Target
+    comparison: Comparison
+    log: AuditLog
+    """The audit after, with `before_after`."""
+    before: AuditLog
+    facts: dict[str, Any]
+    """What the defence did."""
+
+
+def harden(request: Request, defence: str, out: Path | str | None, watcher: Watcher | None = None) -> After:
+    """Harden a model.
+
+    Args:
+        request: the audit that is made before and after; the defence's own settings stand in `settings[defence]`, and
+            its first threat is the one that the defence trains against.
+        defence: id of a defence.
+        out: the run folder, new or of the same hardening, which is then resumed; None keeps nothing on disk.
+        watcher: told what happens.
+
+    Raises UnknownName or BadOption for the defence and its settings, NotOffered where it cannot be used on this model,
+    RunFolder where the folder holds something else, CorruptFile where a saved model is damaged, and what an audit raises.
+    """
+    if out is not None:
+        return _harden(request, defence, Path(out), watcher or Quiet())
+    with tempfile.TemporaryDirectory(prefix="vauban-") as folder:
+        return _harden(request, defence, Path(folder), watcher or Quiet())
+
+
+def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
+    method: Defence = configure(DEFENCES.load(id), dict(request.settings.get(id, {})))
+    card, identity_settings = method.card, dict(request.settings.get(id, {}))
+    request = knowing(request, card)
+    ready = prepare(request)
+    threat = _threat(request, ready)
+    _refuse(card, ready)
+    _look(folder, _identity(ready, id, identity_settings, threat))
+    # Defended first: what makes the defence impossible is told at once, not after an audit.
+    made = _made(method, ready, threat, folder, watcher)
+    _claim(folder, _identity(ready, id, identity_settings, threat))
+    _keep(made, card, ready, folder)
+    watcher.note(f"before: {ready.case.target.id}")
+    before = carry_out(ready, folder / BEFORE, watcher)
+    watcher.note(f"after: {made.target.id}")
+    again = prepare(replace(request, target=made.target, target_spec=_spec(request, card)))
+    log = carry_out(again, folder, watcher)
+    comparison = _compared(before, log, card, made, _answers(ready, again))
+    log = log.model_copy(update={"before_after": comparison})
+    with guarded(folder):
+        write(log, folder, request.formats)
+    return After(made.target, comparison, log, before, made.facts)
+
+
+def knowing(request: Request, card: DefenceCard) -> Request:
+    """The request with the attacks that know the defence, at the settings that make them so: before and after alike.
+
+    What the user excluded stays excluded, and his own settings stay; the comparison then says what is missing.
+    """
+    extra = [a for a in card.adaptive if a not in request.include and a.partition(".")[0] not in request.include]
+    settings = {k: dict(v) for k, v in request.settings.items() if k != card.id}
+    for attack, needed in card.adaptive_settings.items():
+        settings[attack] = {**needed, **settings.get(attack, {})}
+    return replace(request, include=(*request.include, *extra) if request.include else (), settings=settings)
+
+
+def _threat(request: Request, ready: Ready) -> ThreatModel:
+    return (request.threats or default_threats(ready.case.domain, ready.case.data))[0]
+
+
+def _spec(request: Request, card: DefenceCard) -> str:
+    return f"{request.target_spec}+{card.id}" if request.target_spec else ""
+
+
+def _refuse(card: DefenceCard, ready: Ready) -> None:
+    """Raise NotOffered where the card already says that the defence cannot be used here."""
+    case = ready.case
+    if case.domain.task not in card.tasks:
+        raise NotOffered(f"{card.id} is made for {' and '.join(card.tasks)}, and this is a {case.domain.task}.")
+    if card.modalities and case.domain.kind not in card.modalities:
+        raise NotOffered(f"{card.id} is made for {' and '.join(card.modalities)} data, and this is {case.domain.kind}.")
+    missing = card.needs & ~offered(case)
+    if missing:
+        raise NotOffered(
+            f"{card.id} needs {', '.join(missing.words())}, which {case.target.id} with this data does not offer: give the "
+            "model as a PyTorch module (a state dict with --factory) together with its training rows."
+        )
+
+
+def _identity(ready: Ready, id: str, settings: Mapping[str, Any], threat: ThreatModel) -> dict[str, Any]:
+    """What the defended model depends on."""
+    return {
+        "defence": id,
+        "settings": dict(settings),
+        "threat": threat.id,
+        "target": ready.case.target.sha256(),
+        "data": ready.request.data.sha256(),
+        "seed": ready.request.seed,
+        "vauban": version(),
+    }
+
+
+def _look(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Raise RunFolder where the folder is something else's; nothing is written."""
+    if folder.exists() and not folder.is_dir():
+        raise RunFolder(f"The output {folder} is a file: name a folder, new or of an earlier run.")
+    if not folder.exists():
+        return
+    with guarded(folder):
+        names = sorted(entry.name for entry in folder.iterdir())
+    if MARK not in names:
+        if names:
+            raise RunFolder(
+                f"The output folder {folder} holds something that is not a hardening ({', '.join(names[:3])}): name "
+                "another folder; nothing was written."
+            )
+        return
+    before, now = _read(folder / MARK), json.loads(_json(identity))
+    differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
+    if differ:
+        told = "; ".join(f"{k} was {str(before.get(k))[:40]}, now {str(now.get(k))[:40]}" for k in differ)
+        raise RunFolder(
+            f"The output folder {folder} holds another hardening ({told}): name another folder, or repeat that run's "
+            "command to resume it; nothing was written."
+        )
+
+
+def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Mark the folder as this hardening's own, and as a run: an empty file is an empty journal."""
+    with guarded(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / MARK, _json(identity))
+        (folder / NAME).touch()
+
+
+def _made(method: Defence, ready: Ready, threat: ThreatModel, folder: Path, watcher: Watcher) -> Hardened:
+    """The defended target: put together again from what was saved, else made."""
+    target, data = ready.case.target, ready.request.data
+    if isinstance(method, Restorable) and (folder / MARK).exists() and (folder / FACTS).exists():
+        kept = _read(folder / FACTS)
+        watcher.note(f"the defended model was made before: reading {folder / WEIGHTS}")
+        restored = method.restore(target, data, _weights(folder / WEIGHTS))
+        if restored.sha256() != kept.get("sha256"):
+            raise CorruptFile(f"{folder / WEIGHTS} is not the model that {FACTS} describes: name another folder.")
+        return Hardened(restored, dict(kept["facts"]), tuple(kept["caveats"]))
+    watcher.note(f"defending: {method.card.name}")
+    context = HouseContext.of(ready.case, threat, watcher.step)
+    rng = Rng(derive_seed(ready.request.seed, "harden", method.card.id))
+    made = method(target, data, rng, context)
+    return replace(made, target=made.target.settled(ready.case.domain))
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise CorruptFile(f"The saved model {path} cannot be read ({error}): name another folder.") from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found
+    except (OSError, ValueError) as error:
+        raise CorruptFile(f"{path} cannot be read ({error}): name another folder.") from error
+
+
+def _keep(made: Hardened, card: DefenceCard, ready: Ready, folder: Path) -> None:
+    """Save the weights first, then the facts: facts without weights never lie there."""
+    if not isinstance(made.target, TorchBacked) or (folder / FACTS).exists():
+        return
+    state = made.target.module.state_dict()
+    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
+    facts = {
+        "defence": card.id,
+        "facts": made.facts,
+        "caveats": list(made.caveats),
+        "sha256": made.target.sha256(),
+        "module": type(made.target.module).__name__,
+        "how_to_load": _how_to_load(made.target, ready.case.target),
+    }
+    with guarded(folder):
+        write_whole(folder / WEIGHTS, save(tensors, {"defence": card.id}))
+        write_whole(folder / FACTS, _json(facts))
+
+
+def _how_to_load(target: TorchBacked, original: Target) -> str:
+    same = isinstance(original, TorchBacked) and _layout(original) == _layout(target)
+    if same:
+        return (
+            f"{WEIGHTS} is a state dict of the same architecture as the model that was given: load it into that "
+            "module, or audit it with --factory."
+        )
+    return (
+        f"{WEIGHTS} is a state dict of a module that is not laid out like the one that was given (see facts): "
+        "`after.target.module` in Python has it whole; a factory must build that module."
+    )
+
+
+def _layout(target: TorchBacked) -> dict[str, tuple[int, ...]]:
+    return {k: tuple(v.shape) for k, v in target.module.state_dict().items() if isinstance(v, Tensor)}
+
+
+def _answers(before: Ready, after: Ready) -> dict[str, float]:
+    """How good each model is on the audited rows: accuracy, or mean squared error in a regression."""
+    x, y = before.case.data.x_test, before.case.data.y_test
+    found = {}
+    for when, ready in (("before", before), ("after", after)):
+        with torch.no_grad():
+            labels = torch.cat([ready.case.target.forward(part).labels for part in x.split(512)])
+        regression = ready.case.domain.task == "regression"
+        error = (labels - y.to(labels.dtype)).square() if regression else (labels == y)
+        found[f"clean_{'error' if regression else 'accuracy'}_{when}"] = float(error.to(torch.float64).mean())
+    return found
+
+
+def _compared(
+    before: AuditLog, log: AuditLog, card: DefenceCard, made: Hardened, answers: Mapping[str, float]
+) -> Comparison:
+    """The comparison with what a reader must know: the price in clean accuracy, and whether the attacks knew the defence."""
+    plain = compare(before, log, card.id)
+    assessed = {a.check for a in log.attempts if a.state == "assessed"}
+    blind = [a for a in card.adaptive if a not in assessed]
+    caveats = [*made.caveats, _price(answers, log.data.samples), *plain.caveats]
+    if card.adaptive and len(blind) == len(card.adaptive):
+        caveats.append(
+            f"Not attacked adaptively: none of the attacks that know this defence was assessed ({', '.join(blind)}), so "
+            "nothing here shows that it holds."
+        )
+    elif blind:
+        caveats.append(f"Of the attacks that know this defence, not assessed: {', '.join(blind)}.")
+    return plain.model_copy(
+        update={
+            "adaptive": [a for a in card.adaptive if a in assessed],
+            "caveats": caveats,
+            "facts": {**plain.facts, **made.facts, **answers},
+            "curves": _security_first(plain.curves, card),
+        }
+    )
+
+
+def _price(answers: Mapping[str, float], samples: int) -> str:
+    (name, first), (_, second) = sorted(answers.items(), reverse=True)
+    if "error" in name:
+        return f"Mean squared error on {samples} clean inputs: {first:.4g} before, {second:.4g} after."
+    lost = first - second
+    words = f"{lost:.1%} lost" if lost > 0 else "nothing lost"
+    return f"Accuracy on {samples} clean inputs: {first:.1%} before, {second:.1%} after ({words})."
+
+
+def _security_first(curves: list[Curve], card: DefenceCard) -> list[Curve]:
+    """One security curve before and after leads, named `security_curve`: that of the first adaptive attack that has one."""
+    security = [c for c in curves if c.id.endswith(".security_curve")]
+    if not security:
+        return curves
+    known = [c for a in card.adaptive for c in security if c.id.startswith(f"{a}.")]
+    first = (known or security)[0]
+    return [first.model_copy(update={"id": "security_curve"}), *(c for c in curves if c is not first)]
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()

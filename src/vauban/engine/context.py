@@ -1,0 +1,61 @@
+"""What a defence may ask of the house: implements `core.defence.Context`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from vauban.attacks.catalog import ATTACKS
+from vauban.core.attack import EvasionScene
+from vauban.core.goal import Goal
+from vauban.core.registry import configure
+from vauban.core.rng import Rng
+from vauban.core.space import Continuous
+from vauban.core.target import Domain, Target
+from vauban.engine.case import Case, Progress, silent
+from vauban.engine.oracle import MeteredOracle
+from vauban.parts.goals import Misclassify, Shift
+from vauban.schema.errors import BadThreat
+from vauban.schema.threat import ThreatModel
+
+
+@dataclass(frozen=True)
+class HouseContext:
+    """The threat that a defence trains against, the space in which it lies, attacks by id, progress."""
+
+    radius: float | None
+    space: Continuous | None
+    tell: Progress = silent
+
+    @classmethod
+    def of(cls, case: Case, threat: ThreatModel | None, tell: Progress = silent) -> HouseContext:
+        """The context of a case; without a threat that has a room, there is neither radius nor space."""
+        if threat is None or threat.room is None:
+            return cls(None, None, tell)
+        return cls(threat.room.radius, case.modality.space(threat.room.space, case.domain), tell)
+
+    def attack(self, id: str, **settings: Any) -> Callable[..., Tensor]:
+        """`attack(id, **settings)(target, x, y, rng, domain)` gives adversarial inputs `[n, ...]` within the threat.
+
+        Rows that were not broken hold the point that came closest. Raises BadThreat without a threat.
+        """
+        space, radius = self.space, self.radius
+        if space is None or radius is None:
+            raise BadThreat(f"{id} needs a radius: give a threat such as --threat linf:0.1.")
+        attack: Any = configure(ATTACKS.load(id), settings)
+
+        def run(target: Target, x: Tensor, y: Tensor, rng: Rng, domain: Domain) -> Tensor:
+            goal: Goal = Shift(y, 0.5 * float(y.std())) if domain.task == "regression" else Misclassify(y)
+            oracle = MeteredOracle(target, goal, space, x, radius)
+            oracle.begin()
+            attack(EvasionScene(oracle, x, space, radius, domain.classes), rng)
+            return oracle.best.x
+
+        return run
+
+    def progress(self, done: int, total: int, text: str = "") -> None:
+        """Tell how far it is."""
+        self.tell(done, total, text)
