@@ -96,15 +96,14 @@ def dlr(outputs: Outputs, true: Tensor) -> Tensor:
 
 
 def _targeted_spread(z: Tensor) -> Tensor | float:
-    places = {2: (), 3: (2,)}.get(z.shape[1], (2, 3))
-    return _spread(z, places) if places else 1.0
+    return _spread(z, (2, 3)) if z.shape[1] > 3 else 1.0
 
 
 def dlr_between(outputs: Outputs, true: Tensor, wanted: Tensor) -> Tensor:
     """Targeted DLR: (wanted - true logit) over (largest - mean of third and fourth largest).
 
-    Croce and Hein 2020 (arXiv:2003.01690, equation 7). With three classes the third alone stands below, with two the
-    difference is given as it is.
+    Croce and Hein 2020 (arXiv:2003.01690, equation 7). With fewer than four classes there is no such mean, and the
+    difference is given as it is: dividing by (largest - third) would reward spreading the logits while it is negative.
     """
     z = as_logits(outputs)
     gap = z.gather(1, wanted[:, None]).squeeze(1) - z.gather(1, true[:, None]).squeeze(1)

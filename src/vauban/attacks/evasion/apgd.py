@@ -1,0 +1,77 @@
+"""Auto-PGD."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vauban.attacks.evasion.ascent import ascend
+from vauban.attacks.evasion.front import Front, finite_radius
+from vauban.attacks.evasion.settings import at_least, one_of
+from vauban.core.attack import EvasionScene, Perturbed, Price
+from vauban.core.rng import Rng
+from vauban.parts.losses import LOSSES
+from vauban.schema.access import Access
+from vauban.schema.cards import AttackCard, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD:
+    """Projected gradient ascent without a step size to choose: it starts at twice the radius and halves where it stalls.
+
+    Every row has its own step size, momentum and best point, so that its result does not depend on its neighbours.
+
+    Source: Croce and Hein 2020 (arXiv:2003.01690, algorithm 1; DLR loss: equation 6).
+    Departures: a row that returns to its best point forgets its momentum; success is tested at every iterate and ends
+    the row's run; in L1 the steps are the sparse ones of this library with an exact projection onto ball and box, without
+    the adaptive sparsity of Croce and Hein 2021 (arXiv:2103.01208); in a regression each run is made twice, upwards
+    and downwards, unless the first succeeds.
+
+    Args:
+        steps: gradients of a run.
+        restarts: runs from different random points.
+        loss: `ce` (cross-entropy), `margin` (difference of logits) or `dlr` (difference of logits ratio).
+    """
+
+    card: ClassVar[AttackCard] = AttackCard(
+        id="evasion.apgd",
+        name="Auto-PGD",
+        summary="Follows the gradient with a step size that adapts itself, input by input.",
+        needs=Access.LABELS | Access.SCORES | Access.GRADIENTS,
+        spaces=("linf", "l2", "l1"),
+        tasks=("classification", "regression"),
+        goals=("untargeted", "targeted"),
+        sources=(
+            Source(
+                title="Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+                where="Croce and Hein, ICML 2020, arXiv:2003.01690, algorithm 1",
+            ),
+        ),
+    )
+    profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"steps": 20}, "deep": {"restarts": 5}}
+
+    steps: int = 100
+    restarts: int = 1
+    loss: str = "ce"
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 2)
+        at_least("restarts", self.restarts, 1)
+        one_of("loss", self.loss, LOSSES)
+
+    def price(self, classes: int | None) -> Price:
+        """`steps` gradients a run and one query more; twice that in a regression."""
+        runs = self.restarts * (1 if classes else 2)
+        return Price(queries=runs * (self.steps + 1), gradients=runs * self.steps)
+
+    def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
+        """Inputs `[n, ...]` within the radius. Raises BadThreat for an infinite radius."""
+        radius = finite_radius(scene, self.card.name)
+        for restart in range(self.restarts):
+            for side, loss in enumerate(scene.oracle.goal.objectives(self.loss)):
+                front = Front(scene)
+                if len(front):
+                    start = scene.space.sample(front.x, radius, rng.child("apgd", restart, side), front.rows)
+                    ascend(scene, front, start, loss, self.steps)
+        return Perturbed(scene.oracle.best.x)
