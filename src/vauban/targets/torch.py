@@ -186,8 +186,9 @@ class TorchTarget:
             return Outputs(raw.reshape(-1), "values")
         if raw.dim() != 2 and not column:
             raise BadTarget(f"The model returned shape {tuple(raw.shape)}: it must be [rows, classes].")
-        if self.kind is None:
-            self._found["output"] = guess_output(raw)
+        guess = guess_output(raw) if self.kind is None else None
+        if guess is not None:
+            self._found["output"] = guess
         kind = self.kind or "logits"
         return Outputs(_two_columns(raw.reshape(-1), kind) if column else raw, kind)
 
@@ -211,12 +212,16 @@ class TorchTarget:
         return replace(self, module=module, id=f"{self.id}{suffix}", output=self.output or self._found.get("output"))
 
 
-def guess_output(raw: Tensor) -> OutputKind:
-    """Probabilities where rows are nowhere negative and sum to 1 (a single column: all within [0, 1], 8 rows or more)."""
+def guess_output(raw: Tensor) -> OutputKind | None:
+    """Probabilities where rows are nowhere negative and sum to 1 (a single column: where all lie within [0, 1]).
+
+    None where a single column of fewer than 8 rows leaves it open.
+    """
     values = raw.detach().double()
     if values.dim() == 1 or values.shape[1] == 1:
-        inside = bool(((values >= 0) & (values <= 1)).all()) and values.numel() >= 8
-        return "probabilities" if inside else "logits"
+        if values.numel() < 8:
+            return None
+        return "probabilities" if bool(((values >= 0) & (values <= 1)).all()) else "logits"
     whole = bool(((values.sum(1) - 1).abs() < 1e-3).all())
     return "probabilities" if whole and bool((values >= 0).all()) else "logits"
 
