@@ -46,7 +46,7 @@ class PoisonScene:
 
     data: Data
     domain: Domain
-    recipe: Recipe
+    recipe: Recipe | None
     fraction: float
     """Share of the training rows that may be changed."""
     classes: int
