@@ -52,7 +52,8 @@ def preflight(target: Target, data: Data, domain: Domain) -> tuple[Target, list[
     check_scale(target, x, y, outputs)
     target = target.settled(domain)
     found, facts = _accuracy(outputs, y)
-    doubts = [_range(data), found, *_classes_seen(data, domain), output_kind(outputs.kind), *_mode(target)]
+    doubts = [_range(data), found, *_classes_seen(data, domain), *_mode(target)]
+    doubts += [output_kind(outputs.kind)] if domain.task == "classification" else []
     steady = randomness(target, x, FEW)
     doubts += [steady, *_batch_dependence(target, x[:FEW], steady.verdict == "pass"), *_gradients(target, x[:FEW])]
     facts |= {"output": outputs.kind, "rows": len(x), "input_low": float(x.min()), "input_high": float(x.max())}
@@ -240,11 +241,13 @@ def _gradients(target: Target, x: Tensor) -> list[Doubt]:
 
 
 def _slope(target: Target, x: Tensor) -> Tensor | None:
-    """Input gradient of the score of the answer given; None where the graph does not reach the input."""
+    """Input gradient of the lead of the answer given (of the value, in a regression); None where the graph does not reach the input."""
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
         values = target.forward(leaf).values
-        top = values.amax(1) if values.dim() == 2 else values
+        # the lead of the first class over the second: a binary classifier with one output has a constant logit
+        best = values.topk(2, dim=1).values if values.dim() == 2 else values[:, None]
+        top = best[:, 0] - best[:, 1] if values.dim() == 2 else best[:, 0]
         if not top.requires_grad:
             return None
         (slope,) = torch.autograd.grad(top.sum(), leaf, allow_unused=True)

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, cast
 
 from torch import nn
 
-from vauban.core.target import Domain, Target
+from vauban.core.target import Target
 from vauban.schema.errors import BadTarget, CorruptFile, NotOffered, UnknownName
 from vauban.targets.demo import DEMOS
 from vauban.targets.named import named
-from vauban.targets.options import Options, options
+from vauban.targets.options import Options, merged, options
 from vauban.targets.torch import TorchTarget, Training, retrainable
 
 Loader = Callable[[Path, Options], Any]
@@ -126,12 +126,6 @@ def target(
         bounds=bounds, classes=classes, task=task, kind=kind, id=name, output=output, factory=factory, training=training
     )
     return _made(obj, facts)
-
-
-def merged(known: Domain, said: Domain) -> Domain:
-    """`known` with what was said instead where something was."""
-    said_facts = {name: value for name, value in vars(said).items() if value is not None and value != ()}
-    return replace(known, **said_facts)
 
 
 def _from_file(path: Path, asked: Options) -> Target:

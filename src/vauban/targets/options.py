@@ -55,3 +55,9 @@ def _bounds(bounds: Any) -> tuple[Tensor | float | None, Tensor | float | None]:
         raise BadOption(f"bounds={bounds!r}: the smallest valid input must lie below the largest.")
     plain = low.dim() == 0 and high.dim() == 0
     return (float(low), float(high)) if plain else (low, high)
+
+
+def merged(known: Domain, said: Domain) -> Domain:
+    """`known` with what was said instead where something was."""
+    said_facts = {name: value for name, value in vars(said).items() if value is not None and value != ()}
+    return replace(known, **said_facts)

@@ -120,6 +120,8 @@ class TorchTarget:
     domain: Domain = field(default_factory=Domain)
     output: OutputKind | None = None
     training: Training | None = None
+    own_recipe: Recipe | None = None
+    """How models like it are trained outside torch; goes before `training`."""
     _found: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """Facts learnt from the first pass: the kind of output, the order of memory, the layer that reads the features."""
 
@@ -130,11 +132,11 @@ class TorchTarget:
             access |= Access.LOGITS
         if len(_layers(self.module)) > 1:
             access |= Access.FEATURES
-        return access | Access.TRAINING if self.training else access
+        return access | Access.TRAINING if self.recipe else access
 
     @property
     def recipe(self) -> Recipe | None:
-        return TorchRecipe(self, self.training) if self.training else None
+        return self.own_recipe or (TorchRecipe(self, self.training) if self.training else None)
 
     @property
     def kind(self) -> OutputKind | None:
