@@ -19,13 +19,13 @@ Projector = Callable[[Tensor], Tensor]
 
 def per_row(values: Any, x: Tensor) -> Tensor:
     """A number, or one a row `[n]`, as a tensor that broadcasts against `x` `[n, ...]`."""
-    values = torch.as_tensor(values).to(x)
+    values = torch.as_tensor(values, dtype=x.dtype, device=x.device)
     return values.reshape(-1, *(1,) * (x.dim() - 1)) if values.dim() else values
 
 
 def flat_radius(radius: Radius, x: Tensor) -> Tensor:
     """The radius of every row, `[n]`."""
-    return torch.as_tensor(radius).to(x).expand(len(x))
+    return torch.as_tensor(radius, dtype=x.dtype, device=x.device).expand(len(x))
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +109,10 @@ class Linf(LpBall):
     def within(self, x: Tensor, radius: Radius) -> Projector:
         low, high = self.box(x)
         r, exact = per_row(radius, x), per_row(radius, x.double())
-        down, up = x - r, x + r
-        # x + r is rounded to the nearest number, which may lie outside: then take the next one inwards
+        # r, and x + r, are rounded to the nearest number, which may lie outside: then take the next one inwards
         inf = torch.full((), torch.inf, dtype=x.dtype, device=x.device)
+        r = torch.where(r.double() > exact, torch.nextafter(r, -inf), r)
+        down, up = x - r, x + r
         up = torch.where(up.double() - x.double() > exact, torch.nextafter(up, -inf), up).minimum(high)
         down = torch.where(x.double() - down.double() > exact, torch.nextafter(down, inf), down).maximum(low)
         return lambda z: torch.clamp(z, down, up)

@@ -1,0 +1,126 @@
+"""Projections onto ball and box: admissible, idempotent, nearest; samples and steps of the promised size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vauban.core.rng import Rng
+from vauban.parts.projections import SPACES
+
+NAMES = sorted(SPACES)
+few = settings(max_examples=25, deadline=None)
+
+
+def scene(seed: int, shape: tuple[int, ...] = (5, 7), spread: float = 2.0):
+    """A box with an open side and a feature of width zero, points inside it, others anywhere."""
+    g = np.random.default_rng(seed)
+    x = torch.from_numpy(g.uniform(-1, 1, shape)).float()
+    low = x.amin(0) - torch.from_numpy(g.uniform(0, 0.5, shape[1:])).float()
+    high = x.amax(0) + torch.from_numpy(g.uniform(0, 0.5, shape[1:])).float()
+    low.view(-1)[0], high.view(-1)[1] = -torch.inf, torch.inf
+    x.flatten(1)[:, 2] = 0.25
+    low.view(-1)[2] = high.view(-1)[2] = 0.25
+    z = x + torch.from_numpy(g.normal(0, spread, shape)).float()
+    return x, z, low, high, g
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("shape", [(5, 7), (3, 2, 3, 4)])
+@given(seed=st.integers(0, 2**31), radius=st.sampled_from([1e-3, 0.1, 0.7, 3.0, 20.0, float("inf")]))
+@few
+def test_projection_is_admissible_and_idempotent(name, shape, seed, radius) -> None:
+    x, z, low, high, _ = scene(seed, shape)
+    space = SPACES[name](low, high)
+    w = space.project(z, x, radius)
+    assert w.dtype == x.dtype
+    assert bool(space.allowed(w, x).all.all())
+    assert bool((space.distance(w, x) <= radius).all()), (space.distance(w, x) - radius).max()
+    assert torch.allclose(space.project(w, x, radius), w, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(seed=st.integers(0, 2**31), radius=st.sampled_from([0.1, 0.7, 3.0]))
+@few
+def test_projection_is_nearer_than_any_other_admissible_point(name, seed, radius) -> None:
+    x, z, low, high, g = scene(seed)
+    space = SPACES[name](low, high)
+    w = space.project(z, x, radius)
+    gap = (w - z).double().flatten(1).norm(dim=1)
+    for _ in range(20):
+        # anything admissible: random points, and points between the projection and the target pulled back inside
+        other = space.project(z + torch.from_numpy(g.normal(0, 1, z.shape)).float() * 0.3, x, radius)
+        assert bool(((other - z).double().flatten(1).norm(dim=1) >= gap - 1e-4).all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(seed=st.integers(0, 2**31))
+@few
+def test_projection_leaves_inner_points_alone(name, seed) -> None:
+    x, z, low, high, _ = scene(seed, spread=0.01)
+    space = SPACES[name](low, high)
+    inner = torch.clamp(z, low, high)
+    assert torch.equal(space.project(inner, x, 5.0), inner)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_radius_may_differ_from_row_to_row(name) -> None:
+    x, z, low, high, _ = scene(3)
+    space = SPACES[name](low, high)
+    radii = torch.tensor([0.1, 0.5, 1.0, 2.0, 9.0])
+    whole = space.project(z, x, radii)
+    alone = torch.cat([space.project(z[i : i + 1], x[i : i + 1], float(radii[i])) for i in range(5)])
+    assert torch.allclose(whole, alone, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@given(seed=st.integers(0, 2**31), scale=st.sampled_from([1e-30, 1.0, 1e20]))
+@few
+def test_steepest_has_the_size_asked_for_and_climbs(name, seed, scale) -> None:
+    x, z, _, _, _ = scene(seed)
+    space = SPACES[name]()
+    g = (z - x) * scale
+    step = space.steepest(g, x, 0.3)
+    nought = torch.zeros_like(step)
+    assert torch.allclose(space.distance(step, nought), torch.full((5,), 0.3, dtype=torch.float64), rtol=1e-5)
+    assert bool(((step.double() * g.double()).sum(1) > 0).all())
+    assert torch.equal(space.steepest(nought, x, 0.3), nought)
+
+
+def test_l1_step_avoids_features_that_the_box_stops() -> None:
+    space = SPACES["l1"](0.0, 1.0, share=0.1)
+    x = torch.tensor([[1.0, 0.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]])
+    g = torch.tensor([[9.0, -8.0, 3.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    step = space.steepest(g, x, 0.2)
+    assert step.nonzero().tolist() == [[0, 2]]
+    assert step[0, 2] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(("name", "law"), [("linf", 1 / 2), ("l2", 0.5), ("l1", 0.5)])
+def test_samples_are_uniform_in_the_ball(name, law) -> None:
+    """The share of a ball's volume within radius r 2^(-1/d) is one half, in every norm."""
+    d, n = 3, 4000
+    space = SPACES[name]()
+    x = torch.zeros(n, d)
+    z = space.sample(x, 2.0, Rng(0, n), torch.arange(n))
+    inner = (space.distance(z, x) <= 2.0 * 2 ** (-1 / d)).double().mean()
+    assert inner == pytest.approx(law, abs=4 * 0.5 / n**0.5)
+    assert z.mean(0).abs().max() < 0.1
+    assert bool((space.distance(z, x) <= 2.0).all())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_do_not_depend_on_neighbours(name) -> None:
+    space = SPACES[name](-1.0, 1.0)
+    x = torch.rand(6, 4)
+    whole = space.sample(x, 0.5, Rng(1, 6), torch.arange(6))
+    alone = space.sample(x[3:4], 0.5, Rng(1, [3]), torch.arange(1))
+    assert torch.equal(whole[3:4], alone)
+
+
+def test_box_upside_down_is_refused() -> None:
+    with pytest.raises(ValueError, match="above the largest"):
+        SPACES["linf"](1.0, 0.0)
