@@ -175,8 +175,8 @@ class SqueezedTarget(Defended):
     def softened(self) -> Target:
         """The same answers; gradients are those of the model at the squeezed input."""
         whole = cast(Squeezed, self.module)
-        return self.inner.around(Squeezed(whole.squeezer, whole.model, soft=True), "+soft")
+        return self.inner.around(Squeezed(whole.squeezer, whole.model, soft=True).eval(), "+soft")
 
 
 def _squeezed(model: TorchModel, squeezer: Squeezer) -> SqueezedTarget:
-    return SqueezedTarget(around(model, Squeezed(squeezer, model.clone()), "+preprocess.squeeze"), None)
+    return SqueezedTarget(around(model, Squeezed(squeezer, model.clone()).eval(), "+preprocess.squeeze"), None)
