@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -53,11 +54,17 @@ class Context:
     def black_box(self, check: str) -> bool:
         return self.access(check) <= BLACK_BOX
 
+    def filled(self, remedy: str, threat: str | None) -> str:
+        """A remedy with the audited names put into its commands."""
+        names = {"TARGET": self.target_spec or self.target.id, "DATA": self.data_spec or self.data.id}
+        names["THREAT"] = threat or "linf:0.1"
+        return re.sub(r"\b(TARGET|DATA|THREAT)\b", lambda m: shlex.quote(names[m.group()]), remedy)
+
     def reproduce(self, attempt: Attempt) -> str:
         """The command that makes this attempt again."""
         words = ["vauban", "attack", attempt.check, self.target_spec or self.target.id]
         words += ["--data", self.data_spec or self.data.id]
-        if attempt.threat is not None:
+        if attempt.threat is not None and ":" in attempt.threat:
             words += ["--threat", attempt.threat]
         words += [*self.options, "--samples", str(self.data.samples), "--seed", str(self.seed)]
         words += ["--out", f"runs/{attempt.check.replace('.', '-')}"]
@@ -116,7 +123,8 @@ def rate(name: str, successes: int, n: int) -> Measurement:
 
 def percent(value: float) -> str:
     """A share for people: `3.2 %`, `97 %`."""
-    return f"{100 * value:.1f} %" if value < 0.0995 or 0.99 < value < 1 else f"{100 * value:.0f} %"
+    digits = 1 if 0 < value < 0.0995 or 0.99 < value < 1 else 0
+    return f"{100 * value:.{digits}f}\u00a0%"
 
 
 def quantity(value: float) -> str:
@@ -139,10 +147,14 @@ def make(
         severity=score.severity,
         score=score.value,
         claim=claim,
+        name=rule.card.name,
+        meaning=rule.card.meaning,
+        measured=rule.card.measured,
+        false_positives=rule.card.false_positives,
         threat=threat,
         evidence=Evidence(attempts=[i for i, _ in found], measurements=list(measurements)),
         standards=standards(rule.card.standards),
-        remedies=list(rule.card.remedies),
+        remedies=[context.filled(remedy, threat) for remedy in rule.card.remedies],
         reproduce=context.reproduce(found[0][1]),
         score_inputs=score.inputs,
     )

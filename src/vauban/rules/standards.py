@@ -20,8 +20,14 @@ def facts() -> dict[str, Any]:
 
 
 def standards(key: str) -> Standards:
-    """The ids behind one of our keys; raises KeyError where there is no such row."""
-    return Standards(**facts()["mapping"][key])
+    """The ids behind one of our keys, with names; raises KeyError where there is no such row."""
+    ids: dict[str, list[str]] = facts()["mapping"][key]
+    catalogues = facts()["catalogues"]
+    names = {row: name_of(catalogue, row) for catalogue in CATALOGUES for row in ids[catalogue]}
+    versions = {
+        c: f"{catalogues[c]['title'].partition(',')[0]}, version {catalogues[c]['version']}" for c in CATALOGUES
+    }
+    return Standards(**ids, names=names, versions=versions)
 
 
 def name_of(catalogue: str, id: str) -> str:

@@ -110,11 +110,15 @@ class Attempt(Frozen):
 
 
 class Standards(Frozen):
-    """Ids in the public catalogues, with names looked up in `standards.json`."""
+    """Ids in the public catalogues, with their names."""
 
     nist: list[str] = Field(default_factory=list)
     atlas: list[str] = Field(default_factory=list)
     owasp: list[str] = Field(default_factory=list)
+    names: dict[str, str] = Field(default_factory=dict)
+    """What each catalogue calls the id."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    """`nist`, `atlas`, `owasp` -> title and version of the catalogue that the ids were taken from."""
 
 
 class Evidence(Frozen):
@@ -142,6 +146,11 @@ class Finding(Frozen):
     severity: Severity
     score: float
     claim: str
+    name: str = ""
+    """What the rule is called."""
+    meaning: str = ""
+    measured: str = ""
+    false_positives: str = ""
     threat: str | None = None
     evidence: Evidence = Field(default_factory=Evidence)
     standards: Standards = Field(default_factory=Standards)
@@ -208,6 +217,8 @@ class Change(Frozen):
     unit: str = "rate"
     better: bool | None = None
     """True where it improved beyond its interval, False where it got worse, None where it cannot be told."""
+    method: str = ""
+    """How the interval was made: paired over the same samples, or of independent rates."""
 
 
 class Comparison(Frozen):

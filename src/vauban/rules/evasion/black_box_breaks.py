@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from vauban.rules.base import Context, Numbered, assessed, by_threat, make, percent, quantity
-from vauban.rules.evasion.union import strongest_first, union
+from vauban.rules.evasion.union import FULL_SHARE, strongest_first, union
 from vauban.rules.score import Score, cheap, knowledge, scale
 from vauban.schema.cards import RuleCard, Source
 from vauban.schema.log import Attempt, Finding
@@ -50,7 +50,7 @@ class BlackBoxBreaks:
         queries = found[0][1].measurement("evasion.queries_median")
         spent = queries.value if queries is not None and queries.value is not None else 0.0
         access = context.access(found[0][1].check)
-        score = Score(scale(worst.broken_low, 0, 1), knowledge(access), cheap(spent, FREE_QUERIES))
+        score = Score(scale(worst.broken_low, 0, FULL_SHARE), knowledge(access), cheap(spent, FREE_QUERIES))
         sees = "the scores" if "scores" in access else "the answer"
         claim = (
             f"An attacker who sees only {sees} changes {worst.broken} of {worst.right} right answers "

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from vauban.rules.base import Context, Numbered, assessed, by_threat, make, percent
-from vauban.rules.evasion.union import strongest_first, union
+from vauban.rules.evasion.union import FULL_SHARE, strongest_first, union
 from vauban.rules.score import Score, cheap, knowledge, scale
 from vauban.schema.cards import RuleCard, Source
 from vauban.schema.log import Attempt, Finding
@@ -25,7 +25,7 @@ class NotRobust:
         "although a person would see no reason for another answer.",
         measured="A sample counts as broken if any of the attacks carried through under the threat broke it and an "
         "independent check confirmed that. Impact is the lower end of the 95 % Clopper-Pearson interval of the share "
-        "broken among the samples that were right when clean. Cost is the passes spent on each sample.",
+        "broken among the samples that were right when clean, full from 75 %. Cost is the passes spent on each sample.",
         false_positives="A room so large that a person would answer otherwise too; a model that is meant to react to "
         "such small changes.",
         remedies=(
@@ -57,7 +57,7 @@ class NotRobust:
             return
         spent = max((a.cost.queries + a.cost.gradients) / max(1, len(a.outcomes)) for _, a in found)
         access = frozenset[str]().union(*(context.access(a.check) for _, a in found if "b" in a.outcomes))
-        score = Score(scale(worst.broken_low, 0, 1), knowledge(access), cheap(spent, FREE_STEPS))
+        score = Score(scale(worst.broken_low, 0, FULL_SHARE), knowledge(access), cheap(spent, FREE_STEPS))
         after, before = worst.robust_accuracy, worst.clean_accuracy
         claim = (
             f"{worst.broken} of {worst.right} {context.noun} that the model gets right are answered wrongly after a "

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from vauban.rules.base import Context, Numbered, assessed, by_threat, make, percent
-from vauban.rules.evasion.union import union
+from vauban.rules.evasion.union import FULL_SHARE, union
 from vauban.rules.score import Score, knowledge, scale
 from vauban.schema.cards import RuleCard, Source
 from vauban.schema.log import Attempt, Finding
@@ -23,7 +23,7 @@ class OneChangeFitsAll:
         meaning="A single pattern, computed once and then added to anything, changes the answers: it can be printed, "
         "shared and used by people who know nothing of the model.",
         measured="The share of right answers that the one pattern changes, less the share that random noise of the "
-        "same size changes. It fires where the lower end of the interval is above the noise.",
+        "same size changes. It fires where the lower end of the interval is above the noise; 75 points above it are full impact.",
         false_positives="Without the noise check under the same threat the comparison is with zero.",
         remedies=(
             "Train on attacked inputs: vauban harden TARGET --with train.pgd --data DATA --threat THREAT --out DIR",
@@ -43,7 +43,7 @@ class OneChangeFitsAll:
         worst = union(one)
         if worst.broken == 0 or worst.broken_low <= noise:
             return
-        score = Score(scale(worst.broken_low, noise, 1), knowledge(context.access(ATTACK)))
+        score = Score(scale(worst.broken_low, noise, noise + FULL_SHARE), knowledge(context.access(ATTACK)))
         claim = (
             f"One and the same change within {threat} turns {worst.broken} of {worst.right} right answers "
             f"({percent(worst.broken / worst.right)}); random noise of that size turns {percent(noise)}."

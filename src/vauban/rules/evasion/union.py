@@ -13,6 +13,10 @@ ORDER = "wbchu"
 """From what weighs most to what weighs least: one attack that breaks a sample outweighs all that did not."""
 
 
+FULL_SHARE = 0.75
+"""Share of right answers broken from which the impact is full: nothing can be built on the rest."""
+
+
 @dataclass(frozen=True)
 class Union:
     """The worst outcome of each sample over all attacks, one letter a sample."""

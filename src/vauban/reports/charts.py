@@ -1,0 +1,199 @@
+"""Curves as SVG: drawn here, so that a page needs no script, no network and no fonts of its own.
+
+Colours come from CSS classes (`s0` to `s5`), so that one drawing serves light, dark and print; lines also differ in
+dashes and markers, for eyes and printers that see no colour. The same curve always gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+from vauban.schema.log import Curve, Series
+
+WIDTH, PLOT = 440, 236
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 40
+MOST_POINTS = 240
+MOST_SERIES = 6
+STYLE = """
+svg.chart{font:12px system-ui,sans-serif;color-scheme:light dark;--ink:#24272d;--soft:#777d87;--rule:#8883;
+--c0:#1d6fa5;--c1:#c2571a;--c2:#5b8c2a;--c3:#8a4fb0;--c4:#b0862a;--c5:#3f8f8a}
+@media(prefers-color-scheme:dark){svg.chart{--ink:#e8e6e1;--soft:#9aa0aa;--c0:#6cb6e8;--c1:#f0965a;--c2:#9ccb62;--c3:#c79be8;--c4:#e2c063;--c5:#7fd0c9}}
+"""
+RULES = (
+    "svg.chart text{fill:var(--soft)}svg.chart .name{fill:var(--ink)}"
+    "svg.chart .grid{stroke:var(--rule);stroke-width:1}svg.chart .axis{stroke:var(--soft);stroke-width:1}"
+    "svg.chart .line{fill:none;stroke-width:2;stroke-linejoin:round;stroke-linecap:round}"
+    "svg.chart .band{stroke:none;opacity:.14}"
+    + "".join(f"svg.chart .s{i}{{stroke:var(--c{i})}}svg.chart .f{i}{{fill:var(--c{i})}}" for i in range(MOST_SERIES))
+)
+DASHES = ("", "6 4", "2 3", "8 3 2 3", "1 4", "10 4")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Maps values to pixels."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        low, high, v = (_log(u) if self.log else u for u in (self.low, self.high, max(value, self.low)))
+        return round(self.start + (self.end - self.start) * (v - low) / ((high - low) or 1), 1)
+
+    def ticks(self) -> list[float]:
+        return _decades(self.low, self.high) if self.log else nice(self.low, self.high)
+
+
+def chart(curve: Curve, standalone: bool = False) -> str:
+    """One `<svg>`; `standalone` brings its own colours along, for a file of its own."""
+    series = [_thinned(s) for s in curve.series[:MOST_SERIES]]
+    x = _axis(_all(s.x for s in series), LEFT, WIDTH - RIGHT, curve.x_scale == "log")
+    ys = _all([*(s.y for s in series), *(s.low or [] for s in series), *(s.high or [] for s in series)])
+    y = _axis(ys, TOP + PLOT - BOTTOM, TOP, curve.y_scale == "log")
+    legend, extra = _legend(series)
+    parts = [*_grid(curve, x, y)]
+    for index, line in enumerate(series):
+        parts += [_band(line, index, x, y), *_line(line, index, x, y)]
+    height = TOP + PLOT + extra
+    style = f"<style>{STYLE}{RULES}</style>" if standalone else ""
+    title = escape(curve.title or curve.id)
+    about = escape(curve.reading or f"{curve.y_label} against {curve.x_label}")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {height}">'
+        f"<title>{title}</title><desc>{about}</desc>{style}{''.join(parts)}{legend}</svg>"
+    )
+
+
+def merged(curves: Iterable[Curve]) -> list[Curve]:
+    """Curves of the same kind in one chart, so that attacks can be compared."""
+    groups: dict[tuple[str, str, str], list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault((curve.id, curve.x_label, curve.y_label), []).append(curve)
+    return [
+        group[0]
+        if len(group) == 1
+        else group[0].model_copy(update={"series": [s for c in group for s in c.series][:MOST_SERIES], "reading": ""})
+        for group in groups.values()
+    ]
+
+
+def nice(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round numbers that lie within the range."""
+    span = (high - low) or 1.0
+    raw = span / wanted
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)]
+
+
+def _axis(values: Sequence[float], start: float, end: float, log: bool) -> Axis:
+    seen = [v for v in values if v > 0] if log else list(values)
+    low, high = (min(seen), max(seen)) if seen else (0.1 if log else 0.0, 1.0)
+    if log:
+        return Axis(low, high if high > low else low * 10, start, end, log=True)
+    low = min(0.0, low)
+    high = 1.0 if 0.3 < high <= 1 and low == 0 else high
+    return Axis(low, high if high > low else low + 1, start, end)
+
+
+def _all(rows: Iterable[Sequence[float | None]]) -> list[float]:
+    return [v for row in rows for v in row if v is not None and math.isfinite(v)]
+
+
+def _log(value: float) -> float:
+    return math.log10(max(value, 1e-300))
+
+
+def _decades(low: float, high: float) -> list[float]:
+    first, last = math.ceil(_log(low) - 1e-9), math.floor(_log(high) + 1e-9)
+    step = max(1, (last - first) // 5)
+    ticks = [10.0**e for e in range(first, last + 1, step)]
+    return ticks if len(ticks) > 1 else [low, high]
+
+
+def _label(value: float) -> str:
+    if value and (abs(value) >= 10_000 or abs(value) < 0.001):
+        exponent = math.floor(math.log10(abs(value)))
+        return f"{value / 10**exponent:.3g}e{exponent}".replace("1e", "10^", 1) if value > 0 else f"{value:.0e}"
+    return f"{value:.4g}"
+
+
+def _grid(curve: Curve, x: Axis, y: Axis) -> Iterable[str]:
+    bottom = y.start
+    for tick in y.ticks():
+        at = y.at(tick)
+        yield f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>'
+        yield f'<text x="{LEFT - 7}" y="{at + 4}" text-anchor="end">{_label(tick)}</text>'
+    for tick in x.ticks():
+        at = x.at(tick)
+        yield f'<line class="axis" x1="{at}" x2="{at}" y1="{bottom}" y2="{bottom + 4}"/>'
+        yield f'<text x="{at}" y="{bottom + 17}" text-anchor="middle">{_label(tick)}</text>'
+    yield f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>'
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    yield f'<text class="name" x="{middle}" y="{bottom + 34}" text-anchor="middle">{escape(curve.x_label)}</text>'
+    across = (TOP + bottom) / 2
+    yield (
+        f'<text class="name" x="12" y="{across}" text-anchor="middle" transform="rotate(-90 12 {across})">'
+        f"{escape(curve.y_label)}</text>"
+    )
+
+
+def _line(series: Series, index: int, x: Axis, y: Axis) -> Iterable[str]:
+    points = [(x.at(a), y.at(b)) if b is not None and math.isfinite(b) else None for a, b in _pairs(series.x, series.y)]
+    path, pen = [], "M"
+    for point in points:
+        path.append(f"{pen}{point[0]} {point[1]}" if point else "")
+        pen = "L" if point else "M"
+    dash = f' stroke-dasharray="{DASHES[index]}"' if DASHES[index] else ""
+    yield f'<path class="line s{index}"{dash} d="{"".join(path)}"/>'
+    if len(points) <= 16:
+        yield from (f'<circle class="f{index}" cx="{p[0]}" cy="{p[1]}" r="3"/>' for p in points if p)
+
+
+def _band(series: Series, index: int, x: Axis, y: Axis) -> str:
+    if not series.low or not series.high:
+        return ""
+    rows = [(x.at(a), lo, hi) for a, lo, hi in zip(series.x, series.low, series.high, strict=False)]
+    known = [(a, y.at(lo), y.at(hi)) for a, lo, hi in rows if lo is not None and hi is not None]
+    if len(known) < 2:
+        return ""
+    edge = [f"{a} {hi}" for a, _, hi in known] + [f"{a} {lo}" for a, lo, _ in reversed(known)]
+    return f'<path class="band f{index}" d="M{"L".join(edge)}Z"/>'
+
+
+def _pairs(x: Sequence[float], y: Sequence[float | None]) -> Iterable[tuple[float, float | None]]:
+    return zip(x, y, strict=False)
+
+
+def _legend(series: Sequence[Series]) -> tuple[str, int]:
+    """Entries in rows below the plot, and the height that they take. One unnamed series needs none."""
+    if len(series) == 1 and not series[0].label:
+        return "", 0
+    x, y, parts = float(LEFT), TOP + PLOT + 14, []
+    for index, line in enumerate(series):
+        width = 34 + 6.4 * len(line.label)
+        if x > LEFT and x + width > WIDTH:
+            x, y = float(LEFT), y + 18
+        dash = f' stroke-dasharray="{DASHES[index]}"' if DASHES[index] else ""
+        parts.append(f'<line class="line s{index}"{dash} x1="{x}" x2="{x + 20}" y1="{y - 4}" y2="{y - 4}"/>')
+        parts.append(f'<text class="name" x="{x + 26}" y="{y}">{escape(line.label)}</text>')
+        x = round(x + width, 1)
+    return "".join(parts), y - TOP - PLOT + 6
+
+
+def _thinned(series: Series) -> Series:
+    """At most `MOST_POINTS` points, the first and the last among them."""
+    n = len(series.x)
+    if n <= MOST_POINTS:
+        return series
+    keep = sorted({round(i * (n - 1) / (MOST_POINTS - 1)) for i in range(MOST_POINTS)})
+    picked = {name: [row[i] for i in keep] for name in ("x", "y", "low", "high") if (row := getattr(series, name))}
+    return series.model_copy(update=picked)

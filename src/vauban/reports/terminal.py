@@ -1,0 +1,83 @@
+"""What the command line shows at the end of a run."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+from rich.console import Console, Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from vauban.reports.text import full, key, number, seconds, signed, title
+from vauban.reports.view import STATES, view
+from vauban.schema.log import AuditLog, Comparison, Finding
+
+TONES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+WORDS = {"pass": "Passed", "fail": "Failed", "inconclusive": "No verdict"}
+SEVERITY = {"critical": "bold white on red", "high": "red", "medium": "yellow", "low": "green", "info": "cyan"}
+STATE = {"assessed": "green", "inconclusive": "yellow", "error": "red", "skipped": "dim", "not_applicable": "dim"}
+
+
+def render(log: AuditLog, width: int | None = None) -> str:
+    """Verdict, before and after, findings, coverage as text; coloured where standard output is a terminal.
+
+    Text from models and files is shown as it is, never read as markup.
+    """
+    console = Console(width=width, file=io.StringIO(), force_terminal=sys.stdout.isatty(), highlight=False)
+    with console.capture() as captured:
+        console.print(summary(log))
+    return captured.get()
+
+
+def summary(log: AuditLog) -> RenderableType:
+    """The same as one thing for rich to print."""
+    seen = view(log)
+    counts = ", ".join(f"{n} {state.replace('_', ' ')}" for state in STATES if (n := seen.counts[state]))
+    body = Text(log.verdict.sentence or "Too little could be examined.", style="bold")
+    body.append(f"\n{counts or 'nothing examined'}", style="dim")
+    tone = TONES[log.verdict.state]
+    parts: list[RenderableType] = [
+        Panel(body, title=Text(WORDS[log.verdict.state], style=f"bold {tone}"), border_style=tone, title_align="left")
+    ]
+    if log.before_after is not None:
+        parts.append(_compared(log.before_after))
+    if seen.open:
+        parts.append(_findings([item.finding for item in seen.open]))
+    parts.append(_coverage(log))
+    parts += [Text(note, style="dim") for note in log.notes]
+    return Group(*parts)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column)
+    return table
+
+
+def _compared(comparison: Comparison) -> Table:
+    table = _table("before and after", "before", "after", "change")
+    for c in comparison.changes:
+        tone = {True: "green", False: "red", None: "dim"}[c.better]
+        row = (title(c.name), number(c.before, c.unit), number(c.after, c.unit))
+        table.add_row(*map(Text, row), Text(signed(c.difference, c.unit), style=tone))
+    return table
+
+
+def _findings(findings: list[Finding]) -> Table:
+    table = _table("", "finding", "")
+    for f in findings:
+        table.add_row(Text(f" {f.severity} {f.score:.1f} ", style=SEVERITY[f.severity]), Text(f.rule), Text(f.claim))
+    return table
+
+
+def _coverage(log: AuditLog) -> Table:
+    table = _table("check", "threat", "state", "result or reason", "time")
+    for a in log.attempts:
+        m = key(a)
+        result = f"{title(m.name)} {full(m)}" if m is not None else a.reason
+        state = Text(a.state.replace("_", " "), style=STATE[a.state])
+        table.add_row(Text(a.check), Text(a.threat or ""), state, Text(result), Text(seconds(a.cost.seconds)))
+    return table
