@@ -62,8 +62,14 @@ def _estimator(id: str, estimator: Any, data: Data) -> Target:
         warnings.simplefilter("ignore", ConvergenceWarning)
         estimator.fit(data.x_train.flatten(1).double().numpy(), data.y_train.numpy())
     low, high = (0.0, 1.0) if data.kind == "image" else (None, None)
-    names = {"label_names": data.label_names, "feature_names": data.feature_names}
-    domain = Domain(kind=data.kind, low=low, high=high, step=data.step, **names)
+    domain = Domain(
+        kind=data.kind,
+        low=low,
+        high=high,
+        step=data.step,
+        label_names=data.label_names,
+        feature_names=data.feature_names,
+    )
     return sklearn_target(estimator, Options(id=id, domain=domain))
 
 

@@ -257,8 +257,9 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 def retrainable(module: nn.Module) -> bool:
     """Whether re-initialising layer by layer reaches every parameter, so that a reset copy knows nothing any more."""
-    layers = _layers(module)
-    return bool(layers) and all(callable(getattr(layer, "reset_parameters", None)) for layer in layers)
+    reset = [part for part in module.modules() if callable(getattr(part, "reset_parameters", None))]
+    reached = {id(own) for part in reset for own in part.parameters()}
+    return bool(reached) and all(id(parameter) in reached for parameter in module.parameters())
 
 
 @contextlib.contextmanager
@@ -278,8 +279,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    """Modules that hold parameters of their own."""
-    return [part for part in module.modules() if any(True for _ in part.parameters(recurse=False))]
+    """Modules that hold parameters of their own and are called (those of an exported graph only store them)."""
+    holders = (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
+    return [part for part in holders if type(part).forward is not nn.Module.forward]
 
 
 @contextlib.contextmanager
