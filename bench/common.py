@@ -62,6 +62,10 @@ def race(contenders: Mapping[str, Contender], seeds: int) -> dict[str, Runs]:
     return runs
 
 
+def median(values: list[float]) -> float | None:
+    return round(statistics.median(values), 4) if values else None
+
+
 def ratio(times: list[float], against: list[float]) -> float | None:
     """Median over seeds of the ratio of neighbours in time."""
     pairs = [a / b for a, b in zip(times, against, strict=False)]
@@ -112,6 +116,13 @@ def write(name: str, body: Mapping[str, Any]) -> Path:
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"versions": versions(), "machine": machine(), **body}, indent=1) + "\n")
     return path
+
+
+def update(name: str, key: str, rows: Any) -> Path:
+    """As `write`, keeping what earlier runs found under other keys."""
+    path = RESULTS / f"{name}.json"
+    known = json.loads(path.read_text())["results"] if path.exists() else {}
+    return write(name, {"results": known | {key: rows}})
 
 
 def table(rows: list[Mapping[str, Any]], columns: list[str]) -> str:

@@ -37,7 +37,7 @@ def bare_forwards(model: nn.Module, x: Tensor, steps: int) -> None:
             model(a)
 
 
-def _art(model: nn.Module):  # noqa: ANN202
+def _art(model: nn.Module):
     from art.estimators.classification import PyTorchClassifier
 
     return PyTorchClassifier(
