@@ -199,7 +199,8 @@ class MeteredOracle:
     def _note(self, x: Tensor, rows: Tensor, margin: Tensor) -> None:
         """Keep what is better than before. A row that occurs several times keeps its best occurrence."""
         distance = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=x.device)
-        hits = (margin > 0).nonzero().flatten()
+        # a decided row changes no more, unless a nearer point is looked for: its points need no check
+        hits = (margin > 0 if self.nearest else (margin > 0) & ~self._decided[rows]).nonzero().flatten()
         if len(hits):
             z, clean = x[hits], self._x[rows[hits]]
             reach = self._space.distance(z, clean)
