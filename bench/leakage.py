@@ -40,7 +40,7 @@ from vauban.core.rng import Rng
 from vauban.core.target import Domain, Target
 from vauban.engine.case import Case
 from vauban.engine.measure import bootstrap, clopper_pearson
-from vauban.engine.records import ReferencePool, Records, draw_records
+from vauban.engine.records import Records, ReferencePool, draw_records
 from vauban.parts.roc import auc, hits_at_fpr
 from vauban.targets.torch import TorchTarget, Training
 
