@@ -37,11 +37,11 @@ def make_scene(shape=(1, 8, 8), fraction=0.03, n=200, classes=4, step=None) -> P
 def test_exactly_the_named_rows_are_changed(name, shape, fraction):
     scene = make_scene(shape, fraction)
     digest = scene.data.sha256()
-    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     poison = ATTACKS.load(name)()(scene, Rng(3))
     assert scene.data.sha256() == digest, "the given data must stay as they are"
     assert torch.equal(state[0], torch.random.get_rng_state())
-    assert (state[1] == np.random.get_state()[1]).all()
+    assert (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
     changed = (poison.data.y_train != scene.data.y_train).nonzero().flatten()
     assert torch.equal(changed, poison.rows)
     assert len(poison.rows) == round(fraction * 200)

@@ -102,7 +102,7 @@ def test_the_audit_names_poison_in_the_users_own_data(case):
 def test_the_same_seed_gives_the_same_numbers_and_nothing_is_changed():
     case = make_case()
     before = (case.data.sha256(), case.target.sha256())
-    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    state = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     first, second = (
         execute(Check("poisoning.badnets", THREAT), replace(case, shared={})).attempt.model_dump(exclude={"cost"})
         for _ in range(2)
@@ -110,7 +110,7 @@ def test_the_same_seed_gives_the_same_numbers_and_nothing_is_changed():
     assert first == second
     assert before == (case.data.sha256(), case.target.sha256())
     assert torch.equal(state[0], torch.random.get_rng_state())
-    assert (state[1] == np.random.get_state()[1]).all()
+    assert (state[1] == np.random.get_state()[1]).all()  # noqa: NPY002
 
 
 def test_a_larger_budget_widens_the_curve_at_the_standard_profile():

@@ -84,7 +84,7 @@ def _measured(poison: Poison, model: Target, case: Case) -> Effect:
     x, y = case.data.x_test, case.data.y_test
     right = int((labels(model, x) == y).sum())
     success = None
-    if poison.trigger is not None:
+    if poison.trigger is not None and poison.wanted is not None:
         others = y != poison.wanted
         hits = int(torch.eq(labels(model, poison.trigger(x[others])), poison.wanted).sum()) if others.any() else 0
         success = (hits, int(others.sum()))
