@@ -45,7 +45,7 @@ class CallableTarget:
 
     def forward(self, x: Tensor) -> Outputs:
         answer = self.function(x.detach().cpu().numpy())
-        values = torch.as_tensor(answer.detach().cpu() if isinstance(answer, Tensor) else np.asarray(answer))
+        values = torch.as_tensor(answer.detach().cpu() if isinstance(answer, Tensor) else np.ascontiguousarray(answer))
         if values.dim() == 0 or len(values) != len(x):
             raise BadTarget(
                 f"{self.id} returned shape {tuple(values.shape)} for {len(x)} inputs: it must return one row an input."

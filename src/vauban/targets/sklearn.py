@@ -23,6 +23,8 @@ METHODS: tuple[tuple[str, OutputKind], ...] = (
     ("predict", "labels"),
 )
 """What is asked of a classifier: the first that it has."""
+CALIBRATED_APART = ("SVC", "NuSVC")
+"""Their probabilities are fitted afterwards and can contradict `predict`: they are not asked."""
 
 
 def sklearn_target(estimator: Any, asked: Options) -> Target:
@@ -123,5 +125,6 @@ def _method(estimator: Any, domain: Domain) -> tuple[str, OutputKind]:
         return "predict", "values"
     # one decision value for each pair of classes is no score of a class
     pairwise = getattr(estimator, "decision_function_shape", "ovr") == "ovo" and (domain.classes or 0) > 2
-    usable = [row for row in METHODS if hasattr(estimator, row[0]) and not (pairwise and row[0] == "decision_function")]
-    return usable[0]
+    shunned = {"decision_function"} if pairwise else set()
+    shunned |= {"predict_proba"} if type(estimator).__name__ in CALIBRATED_APART else set()
+    return next(row for row in METHODS if row[0] not in shunned and hasattr(estimator, row[0]))

@@ -258,7 +258,7 @@ def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
 def retrainable(module: nn.Module) -> bool:
     """Whether re-initialising layer by layer reaches every parameter, so that a reset copy knows nothing any more."""
     reset = [part for part in module.modules() if callable(getattr(part, "reset_parameters", None))]
-    reached = {id(own) for part in reset for own in part.parameters()}
+    reached = {id(own) for part in reset for own in part.parameters(recurse=False)}
     return bool(reached) and all(id(parameter) in reached for parameter in module.parameters())
 
 

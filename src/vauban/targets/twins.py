@@ -93,8 +93,6 @@ def _logistic(estimator: Any) -> nn.Module | None:
 
 
 def _sgd(estimator: Any) -> nn.Module | None:
-    if estimator.loss == "modified_huber":
-        return None
     return (_one_against_rest if estimator.loss == "log_loss" else _decision)(estimator)
 
 
