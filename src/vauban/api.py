@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from vauban.attacks.catalog import ATTACKS
 from vauban.audits import runner
 from vauban.audits.compare import compare as compare_logs
 from vauban.audits.config import seconds
+from vauban.audits.gate import Gate
 from vauban.audits.plan import Request, check_threat
 from vauban.audits.profiles import profile as profile_of
 from vauban.audits.progress import Watcher
@@ -25,10 +26,13 @@ from vauban.domains.catalog import modality, settle
 from vauban.engine import evasion
 from vauban.engine.case import Case, Check
 from vauban.engine.gate import refusal
-from vauban.schema.errors import BadData, BadOption, NotOffered
+from vauban.schema.errors import BadOption, NotOffered
 from vauban.schema.log import AuditLog, Comparison, Cost, Suppression
 from vauban.schema.threat import ThreatModel
 from vauban.targets.load import load_target, target
+
+if TYPE_CHECKING:
+    from vauban.audits.harden import After
 
 __all__ = ["AttackResult", "attack", "audit", "compare", "harden", "load_data", "load_target", "target"]
 
@@ -84,7 +88,8 @@ def attack(
     if card.family != "evasion":
         raise BadOption(f"{name} does not move inputs: run it with vauban.audit(..., include=[{name!r}]).")
     model = threat if isinstance(threat, ThreatModel) else ThreatModel.of(threat)
-    data = Data(*(train or (None, None)), x, y)
+    x_train, y_train = train or (None, None)
+    data = Data(x_train, y_train, x, y)
     found = as_target(target)
     ready = found.settled(settle(found.domain, data))
     case = Case(
@@ -116,10 +121,62 @@ def audit(
     data: Any,
     *,
     threats: Sequence[str | ThreatModel] = (),
+    out: str | Path | None = None,
+    watcher: Watcher | None = None,
+    **how: Any,
+) -> AuditLog:
+    """Audit a model through all families of threat that what is given allows.
+
+    Args:
+        target: what `load_target` or `vauban.target` gives, a path, a module, an estimator, a callable.
+        data: `Data`, a path or `demo:` name, `(x, y)` or `(x_train, y_train, x_test, y_test)`.
+        threats: rooms for evasion, e.g. `["linf:0.1", "l2:1"]`; `audits.plan.default_threats` where empty.
+        out: the run folder; the same call on the same folder resumes. None keeps nothing on disk.
+        watcher: told what happens.
+        how: keyword arguments of `request`: include, exclude, profile, seed, samples, time_limit and so on.
+
+    Raises a UsageError for what cannot be used, DiskFull, RunFolder.
+    """
+    return runner.audit(request(target, data, threats=threats, **how), out, watcher)
+
+
+def harden(
+    target: Any,
+    data: Any,
+    *,
+    defence: str,
+    threat: str | ThreatModel | None = None,
+    out: str | Path | None = None,
+    watcher: Watcher | None = None,
+    **how: Any,
+) -> After:
+    """Defend a model, and audit it before and after on the same samples.
+
+    Args:
+        target: as for `audit`.
+        data: as for `audit`; most defences need training rows.
+        defence: id of a defence, e.g. `train.pgd`; its settings stand in `settings={"train.pgd": {...}}`.
+        threat: the room that is defended, and attacked; the first of the defaults where None.
+        out: the run folder; the same call on the same folder resumes. None keeps nothing on disk.
+        watcher: told what happens.
+        how: keyword arguments of `request`.
+
+    Gives `.target` (the given one is never changed), `.comparison`, `.log`, `.before`.
+    """
+    from vauban.audits.harden import harden as carry_out
+
+    threats = () if threat is None else (threat,)
+    return carry_out(request(target, data, threats=threats, **how), defence, out, watcher)
+
+
+def request(
+    target: Any,
+    data: Any,
+    *,
+    threats: Sequence[str | ThreatModel] = (),
     include: Sequence[str] = (),
     exclude: Sequence[str] | Mapping[str, str] = (),
     profile: str = "standard",
-    out: str | Path | None = None,
     seed: int = 0,
     samples: int | None = None,
     batch_size: int | None = None,
@@ -127,36 +184,37 @@ def audit(
     query_limit: int | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     suppressions: Sequence[Suppression] = (),
+    gates: Sequence[Gate] = (),
     fail_on: str = "high",
     formats: Sequence[str] = ("json", "html"),
-    watcher: Watcher | None = None,
-) -> AuditLog:
-    """Audit a model through all families of threat that what is given allows.
+) -> Request:
+    """What an audit is asked to do.
 
     Args:
-        target: what `load_target` or `vauban.target` gives, a path, a module, an estimator, a callable.
-        data: `Data`, a path or `demo:` name, `(x, y)` or `(x_train, y_train, x_test, y_test)`.
-        threats: rooms for evasion; `audits.plan.default_threats` where empty.
         include: attacks or families; all where empty.
         exclude: attacks or families, or a mapping of these to reasons.
         profile: `smoke`, `standard` or `deep`.
-        out: the run folder; the same call on the same folder resumes. None keeps nothing on disk.
+        seed: the same seed gives the same numbers.
+        samples: test rows that are audited; the profile's own number where None.
+        batch_size: samples at a time; results do not depend on it.
         time_limit: seconds, or `10m`; what is left then is inconclusive.
         query_limit: model evaluations in all.
-        settings: hyper-parameters by attack: `{"evasion.pgd": {"steps": 100}}`.
+        settings: hyper-parameters by attack or defence: `{"evasion.pgd": {"steps": 100}}`.
         suppressions: accepted findings, with reason, owner and date.
+        gates: thresholds of one's own, which count into the verdict.
         fail_on: the lowest severity that fails the audit, or `never`.
-
-    Raises a UsageError for what cannot be used, DiskFull, RunFolder.
+        formats: of the report.
     """
-    request = Request(
+    words = [include] if isinstance(include, str) else include
+    left_out = [exclude] if isinstance(exclude, str) else exclude
+    return Request(
         target=as_target(target),
         data=as_data(data),
         target_spec=target if isinstance(target, str) else "",
         data_spec=data if isinstance(data, str) else "",
         threats=tuple(t if isinstance(t, ThreatModel) else ThreatModel.of(t) for t in threats),
-        include=tuple(include),
-        exclude=dict(exclude) if isinstance(exclude, Mapping) else dict.fromkeys(exclude, "left out by the caller"),
+        include=tuple(words),
+        exclude=dict(left_out) if isinstance(left_out, Mapping) else dict.fromkeys(left_out, "left out by the caller"),
         profile=profile,
         seed=seed,
         samples=samples,
@@ -165,10 +223,10 @@ def audit(
         query_limit=query_limit,
         settings=settings or {},
         suppressions=tuple(suppressions),
+        gates=tuple(gates),
         fail_on=fail_on,
         formats=tuple(formats),
     )
-    return runner.audit(request, out, watcher)
 
 
 def _time(value: float | str | None) -> float | None:
@@ -178,38 +236,17 @@ def _time(value: float | str | None) -> float | None:
         raise BadOption(f"time_limit: {error}.") from None
 
 
-def harden(*args: Any, **kwargs: Any) -> Any:
-    """Defend a model and audit it before and after on the same samples; see `audits.harden.harden`."""
-    from vauban.audits.harden import harden as run
-
-    return run(*args, **kwargs)
-
-
 def compare(before: AuditLog | str | Path, after: AuditLog | str | Path) -> Comparison:
     """What changed from one audit to another, with an interval for every difference; logs or run folders."""
-    return compare_logs(*(log if isinstance(log, AuditLog) else read_log(Path(log)) for log in (before, after)))
+    first, second = (log if isinstance(log, AuditLog) else read_log(Path(log)) for log in (before, after))
+    return compare_logs(first, second)
 
 
 def as_target(given: Any) -> Target:
     """A target from whatever stands for one."""
-    if isinstance(given, str | Path):
-        return load_target(str(given))
-    if hasattr(given, "offers") and hasattr(given, "settled"):
-        return cast(Target, given)
-    return target(given)
+    return load_target(given) if isinstance(given, str | Path) else target(given)
 
 
 def as_data(given: Any) -> Data:
     """Data from whatever stands for it; raises BadData."""
-    if isinstance(given, Data):
-        return given
-    if isinstance(given, str | Path):
-        return load_data(str(given))
-    parts = tuple(given) if isinstance(given, tuple | list) else ()
-    if len(parts) == 2:
-        return Data(None, None, *parts)
-    if len(parts) == 4:
-        return Data(*parts)
-    raise BadData(
-        f"Data given as {type(given).__name__} of {len(parts)} parts: give vauban.Data, a path, (x, y) or (x_train, y_train, x_test, y_test)."
-    )
+    return load_data(str(given) if isinstance(given, Path) else given)

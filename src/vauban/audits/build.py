@@ -69,7 +69,7 @@ def threats(config: Config) -> tuple[ThreatModel, ...]:
 def options(config: Config) -> tuple[str, ...]:
     """Words that a command needs besides target, data, samples and seed to make the same numbers again."""
     said = [("--factory", config.factory), ("--label", config.label), ("--kind", config.kind)]
-    said += [("--classes", config.classes and str(config.classes))]
-    said += [("--bounds", config.bounds and ",".join(f"{b:g}" for b in config.bounds))]
+    said += [("--classes", str(config.classes) if config.classes else None)]
+    said += [("--bounds", ",".join(f"{b:g}" for b in config.bounds) if config.bounds else None)]
     said += [("--profile", None if config.profile == "standard" else config.profile)]
     return tuple(word for name, value in said if value for word in (name, str(value)))

@@ -102,15 +102,19 @@ def change(a: Attempt, b: Attempt, first: Measurement, same_samples: bool) -> Ch
         low=low,
         high=high,
         unit=first.unit,
-        better=_better(first.name, low, high),
+        better=_better(first, second, low, high),
         method=method,
     )
 
 
-def _better(name: str, low: float | None, high: float | None) -> bool | None:
-    if name not in GOOD_WHEN_HIGH or low is None or high is None or low <= 0 <= high:
+def _better(before: Measurement, after: Measurement, low: float | None, high: float | None) -> bool | None:
+    """A change by rounding alone is none."""
+    if before.name not in GOOD_WHEN_HIGH or low is None or high is None:
         return None
-    return GOOD_WHEN_HIGH[name] == (low > 0)
+    rounding = 1e-6 * max(abs(before.value or 0.0), abs(after.value or 0.0))
+    if low <= rounding and high >= -rounding:
+        return None
+    return GOOD_WHEN_HIGH[before.name] == (low > 0)
 
 
 def wilson(successes: float, n: int) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -28,10 +28,11 @@ UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 class PlainLoader(yaml.SafeLoader):
     """Safe YAML in which a date stays the text that it was written as."""
 
-    yaml_implicit_resolvers: ClassVar[Any] = {
-        first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
-        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
+
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in rules if tag != "tag:yaml.org,2002:timestamp"]
+    for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 def seconds(value: Any) -> Any:
@@ -96,7 +97,7 @@ class Config(BaseModel):
     suppress: list[Suppression] = Field(default_factory=list)
     gates: list[Gate] = Field(default_factory=list)
     fail_on: FailOn = "high"
-    formats: Annotated[list[Format], BeforeValidator(listed)] = Field(default_factory=lambda: ["json", "html"])
+    formats: Annotated[list[Format], BeforeValidator(listed)] = ["json", "html"]  # pydantic copies defaults
     lang: Words = Field(default_factory=lambda: ["en"])
     executor: str = "local"
     trust_pickle: bool = False

@@ -102,14 +102,17 @@ def _ruling(gate: Gate, where: str, m: Measurement) -> Ruling:
 
 
 def _assessed(log: AuditLog) -> list[Ruling]:
-    open_ = log.verdict.state == "inconclusive"
-    return [Ruling(gate="assessed", state="inconclusive" if open_ else "pass", sentence=log.verdict.sentence)]
+    verdict = log.verdict
+    counted = f"{verdict.assessed} checks were assessed, {verdict.not_assessed} were not."
+    if verdict.state == "inconclusive":
+        return [Ruling(gate="assessed", state="inconclusive", sentence=f"{counted} {verdict.sentence}")]
+    return [Ruling(gate="assessed", state="pass", sentence=counted)]
 
 
 def _severe(log: AuditLog, fail_on: str) -> list[Ruling]:
     if fail_on == "never":
         return []
-    counted = SEVERITIES[: SEVERITIES.index(fail_on) + 1]  # type: ignore[arg-type]
+    counted = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
     severe = [f for f in log.findings if f.suppressed is None and f.severity in counted]
     name = f"no finding of severity {fail_on} or above"
     if not severe:

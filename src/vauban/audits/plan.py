@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from vauban.core.data import Data
 from vauban.core.registry import configure
 from vauban.core.target import Domain, Target
 from vauban.engine.case import Case, Check
+from vauban.engine.evasion import RADII
 from vauban.engine.gate import Refusal, refusal
 from vauban.schema.cards import AttackCard
 from vauban.schema.errors import BadOption, BadThreat
@@ -33,6 +35,10 @@ FAMILY_THREATS = {
     "tampering": ThreatModel(id="weights", knows="the stored weights, and some labelled inputs"),
 }
 """Whom an attack is made for where the user names nobody. Rights are all granted: the attack's card says what it takes."""
+
+
+OF_THE_GOAL = frozenset({"tolerance"})
+"""Settings of what an evasion attack is after, not of the attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,15 @@ class Plan:
     @property
     def todo(self) -> tuple[Unit, ...]:
         return tuple(u for u in self.units if u.refusal is None)
+
+    def turns(self) -> list[Unit]:
+        """The order of work: families take turns, so that a limit cuts each of them a little and none of them off."""
+        seen: Counter[str] = Counter()
+        rounds = []
+        for unit in self.units:
+            rounds.append(seen[unit.check.family])
+            seen[unit.check.family] += unit.refusal is None
+        return [unit for _, unit in sorted(zip(rounds, self.units, strict=True), key=lambda pair: pair[0])]
 
     @property
     def estimate(self) -> Estimate:
@@ -221,7 +236,7 @@ class Speed:
 def price(check: Check, case: Case, speed: Speed) -> Estimate:
     """The most that a check costs, from the attack's own price. Trainings are not timed beforehand."""
     attack_class = attacks.ATTACKS.load(check.id)
-    settings = {k: v for k, v in check.settings.items() if k in getattr(attack_class, "__dataclass_fields__", {})}
+    settings = {k: v for k, v in check.settings.items() if k not in OF_THE_GOAL}
     attack = configure(attack_class, {**getattr(attack_class, "profiles", {}).get(case.profile, {}), **settings})
     each = attack.price(case.domain.classes)
     n = len(case.data.x_test) if attack_class.card.spaces else 1
@@ -230,6 +245,7 @@ def price(check: Check, case: Case, speed: Speed) -> Estimate:
     if speed.forward is not None:
         plain = max(queries - gradients, 0)
         seconds = plain * speed.forward + gradients * (speed.backward or 3 * speed.forward)
+        seconds *= len(RADII[case.profile]) if attack_class.card.curve else 1
     return Estimate(queries, gradients, each.trainings, seconds)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -88,8 +89,13 @@ def carry_out(ready: Ready, folder: Path, watcher: Watcher) -> AuditLog:
         attempts = _run(ready, journal, watcher)
         log = conclude(ready, attempts, journal.id, journal.started)
         with guarded(folder):
-            write(log, folder, ready.request.formats)
+            write_reports(log, folder, ready.request)
     return log
+
+
+def write_reports(log: AuditLog, folder: Path, request: Request) -> list[Path]:
+    """The reports asked for, and report.json in any case: it is what later commands read."""
+    return write(log, folder, tuple(dict.fromkeys(("json", *request.formats))), request.lang)
 
 
 def run_identity(ready: Ready) -> dict[str, Any]:
@@ -111,19 +117,19 @@ def _run(ready: Ready, journal: Journal, watcher: Watcher) -> list[Attempt]:
     seconds = ready.request.time_limit if ready.request.time_limit is not None else ready.profile.seconds
     deadline = None if seconds is None else time.monotonic() + seconds
     case = replace(ready.case, progress=watcher.step, deadline=deadline)
-    attempts: list[Attempt] = []
-    for unit in ready.plan.units:
+    attempts: dict[str, Attempt] = {}
+    for unit in ready.plan.turns():
         recorded = finished.get(unit.key)
         reused = recorded is not None
         if unit.refusal is None and not reused:
             watcher.started(unit)
-        attempt = recorded or _attempt(unit, case, journal, _left(ready.request, attempts))
-        attempts.append(attempt)
+        attempt = recorded or _attempt(unit, case, journal, _left(ready.request, attempts.values()))
+        attempts[unit.key] = attempt
         watcher.ended(unit, attempt, reused)
-    return attempts
+    return [attempts[unit.key] for unit in ready.plan.units]
 
 
-def _left(request: Request, attempts: list[Attempt]) -> int | None:
+def _left(request: Request, attempts: Iterable[Attempt]) -> int | None:
     """Queries that may still be made; None for no limit."""
     if request.query_limit is None:
         return None

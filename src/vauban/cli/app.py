@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from vauban.cli import auditing, catalogue, files, runs, setup
+import vauban.cli.auditing as auditing
+import vauban.cli.catalogue as catalogue
+import vauban.cli.files as files
+import vauban.cli.runs as runs
+import vauban.cli.setup as setup
 from vauban.cli.verb import app
 
 GROUPS = (auditing, runs, files, catalogue, setup)

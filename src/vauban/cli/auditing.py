@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import uuid
 from collections.abc import Mapping
@@ -185,11 +186,17 @@ def run_harden(config: Config) -> Reply:
 
 
 def answer(log: AuditLog, folder: Path) -> Reply:
-    from vauban.reports.terminal import render
-
     page = folder / "report.html"
     say(f"report: {page if page.exists() else folder / 'report.json'}")
-    return Reply(log, render(log), EXIT[log.verdict.state])
+    return Reply(log, summary(log), EXIT[log.verdict.state])
+
+
+def summary(log: AuditLog) -> str:
+    """The log as text, coloured by where it goes: stdout, which is set aside while a verb runs."""
+    from vauban.reports.terminal import render
+
+    with contextlib.redirect_stdout(sys.__stdout__):
+        return render(log)
 
 
 def fresh_folder() -> Path:

@@ -6,12 +6,15 @@ import dataclasses
 import difflib
 import inspect as python_inspect
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vauban.cli import options as o
 from vauban.cli.verb import Reply, verb
+
+if TYPE_CHECKING:
+    from vauban.schema.errors import VaubanError
 
 GROUP = "Find out"
 
@@ -138,20 +141,17 @@ def _text(cls: type) -> str:
     return python_inspect.cleandoc(cls.__doc__ or "")
 
 
-def _errors() -> dict[str, type]:
+def _errors() -> dict[str, type[VaubanError]]:
     from vauban.schema import errors
 
-    def below(cls: type) -> list[type]:
-        return [cls, *(c for child in cls.__subclasses__() for c in below(child))]
-
-    return {c.code: c for c in below(errors.VaubanError)}  # type: ignore[attr-defined]
+    return {c.code: c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.VaubanError)}
 
 
 def _error(id: str) -> dict[str, Any] | None:
     cls = _errors().get(id.upper())
     if cls is None:
         return None
-    code, status = cls.code, cls.exit_code  # type: ignore[attr-defined]
+    code, status = cls.code, cls.exit_code
     return {
         "kind": "error",
         "id": code,

@@ -75,6 +75,6 @@ def report(
     settled = settle(None, {"formats": formats, "lang": lang})
     log = read_log(Path(run))
     with guarded(folder):
-        written = write(log, folder, tuple(settled.formats))
-    paths = [str(path) for path in written or []]
+        written = write(log, folder, tuple(settled.formats), tuple(settled.lang))
+    paths = [str(path) for path in written if path.parent == folder]
     return Reply({"written": paths}, "\n".join(paths))

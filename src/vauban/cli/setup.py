@@ -90,6 +90,7 @@ def inspect(
     ready = prepare(build(settle(config, given)))
     case = ready.case
     estimate = ready.plan.estimate
+    rows = [_row(unit) for unit in ready.plan.units]
     document = {
         "target": {"id": case.target.id, "sha256": case.target.sha256(), "offers": case.target.offers.words()},
         "task": case.domain.task,
@@ -98,7 +99,7 @@ def inspect(
         "samples": len(case.data.x_test),
         "facts": ready.facts,
         "preflight": [d.model_dump(mode="json") for d in ready.doubts],
-        "plan": [_row(unit) for unit in ready.plan.units],
+        "plan": rows,
         "cost": {
             "queries": estimate.queries,
             "gradients": estimate.gradients,
@@ -110,7 +111,7 @@ def inspect(
     lines += [f"offers: {', '.join(case.target.offers.words())}", "", "preflight"]
     lines += [f"  {d.verdict:4}  {d.text}" for d in ready.doubts]
     lines += ["", f"plan ({ready.profile.id}, {len(case.data.x_test)} samples): {estimate_text(estimate)}"]
-    lines += [f"  {r['check']} {r['threat']}: {r['reason'] or 'yes'}" for r in document["plan"]]
+    lines += [f"  {r['check']} {r['threat']}: {r['reason'] or 'yes'}" for r in rows]
     return Reply(document, "\n".join(lines))
 
 
@@ -151,22 +152,24 @@ def doctor(as_json: o.Json = False, debug: o.Debug = False) -> Reply:
     from vauban.audits.machine import machine, versions
 
     extras = {extra: importlib.util.find_spec(package) is not None for package, extra in EXTRAS.items()}
-    folder = os.environ.get("VAUBAN_DATA")
+    named = os.environ.get("VAUBAN_DATA")
+    folder = named if named and Path(named).is_dir() else None
+    facts, broken = {**versions(), **machine()}, _broken()
     document = {
         "versions": versions(),
         "machine": machine(),
         "extras": extras,
-        "data_folder": folder if folder and Path(folder).is_dir() else None,
-        "broken": _broken(),
+        "data_folder": folder,
+        "broken": broken,
     }
-    lines = [f"{name:14} {value}" for part in ("versions", "machine") for name, value in document[part].items()]  # type: ignore[union-attr]
+    lines = [f"{name:14} {value}" for name, value in facts.items()]
     lines += [
         f"extra {name:8} {'installed' if there else f'missing: pip install vauban[{name}]'}"
         for name, there in extras.items()
     ]
-    lines += [f"{'data folder':14} {document['data_folder'] or 'none (set VAUBAN_DATA)'}"]
-    lines += [f"{'broken':14} {name}: {why}" for name, why in document["broken"].items()]  # type: ignore[union-attr]
-    return Reply(document, "\n".join(lines), exit_code=4 if document["broken"] else 0)
+    lines += [f"{'data folder':14} {folder or 'none (set VAUBAN_DATA)'}"]
+    lines += [f"{'broken':14} {name}: {why}" for name, why in broken.items()]
+    return Reply(document, "\n".join(lines), exit_code=4 if broken else 0)
 
 
 def _broken() -> dict[str, str]:
@@ -176,10 +179,11 @@ def _broken() -> dict[str, str]:
     from vauban.rules.catalog import RULES
 
     found: dict[str, str] = {}
-    for catalogue in (ATTACKS, DEFENCES, RULES):
-        for name in catalogue.ids():  # type: ignore[attr-defined]
+    catalogues: tuple[Any, ...] = (ATTACKS, DEFENCES, RULES)
+    for catalogue in catalogues:
+        for name in catalogue.ids():
             try:
-                catalogue.load(name)  # type: ignore[attr-defined]
+                catalogue.load(name)
             except Exception as error:
                 found[name] = f"{type(error).__name__}: {error}"
     return found
