@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +32,13 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 """Settings that take a moment; a defence that is not here runs with its own."""
 IDS = DEFENCES.ids()
-TRAINED = [id for id in IDS if Access.DATA_READ in DEFENCES.load(id).card.needs]
+TRAINED = [name for name in IDS if Access.DATA_READ in DEFENCES.load(name).card.needs]
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """The work is too small to be shared out."""
+    torch.set_num_threads(1)
 
 
 @dataclass
@@ -105,14 +110,14 @@ def snapshot(module: nn.Module) -> list[Any]:
 
 
 @pytest.fixture
-def odd_target() -> Iterator[TorchTarget]:
+def odd_target() -> TorchTarget:
     """In a state that is easy to disturb: part in training mode, one layer frozen, a gradient left over."""
     target = model()
     target.module[0].train()
     target.module[1].eval()
     target.module[0].bias.requires_grad_(False)
     target.module[5].bias.grad = torch.ones(3)
-    yield target
+    return target
 
 
 @pytest.mark.parametrize("id", IDS)

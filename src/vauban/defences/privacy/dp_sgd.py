@@ -153,30 +153,30 @@ class DPSGD:
 
         Raises NotOffered where no amount of noise keeps the budget.
         """
-        from opacus.accountants import create_accountant
-        from opacus.accountants.utils import get_noise_multiplier
-
         noise = self.noise if noise is None else noise
         q = min(1.0, self.batch_size / rows)
         steps = max(1, round(self.epochs / q))
         delta = self.delta if self.delta is not None else max(rows, 2) ** -1.1
-        if noise is None:
-            try:
-                noise = get_noise_multiplier(
-                    target_epsilon=self.epsilon,
-                    target_delta=delta,
-                    sample_rate=q,
-                    steps=steps,
-                    accountant=self.accountant,
-                )
-            except ValueError as error:
-                raise NotOffered(
-                    f"privacy.dp_sgd cannot keep epsilon {self.epsilon:g} at delta {delta:.2g} with {steps} steps on {rows} "
-                    "rows: ask for a larger epsilon or fewer epochs."
-                ) from error
-        account = create_accountant(mechanism=self.accountant)
-        account.history = [(noise, q, steps)]
-        return Plan(float(noise), q, steps, delta, float(account.get_epsilon(delta=delta)), self.accountant)
+        with _opacus():
+            from opacus.accountants import create_accountant
+
+            noise = self._least_noise(q, steps, delta) if noise is None else noise
+            account = create_accountant(mechanism=self.accountant)
+            account.history = [(noise, q, steps)]
+            return Plan(float(noise), q, steps, delta, float(account.get_epsilon(delta=delta)), self.accountant)
+
+    def _least_noise(self, q: float, steps: int, delta: float) -> float:
+        from opacus.accountants.utils import get_noise_multiplier
+
+        try:
+            return get_noise_multiplier(
+                target_epsilon=self.epsilon, target_delta=delta, sample_rate=q, steps=steps, accountant=self.accountant
+            )
+        except ValueError as error:
+            raise NotOffered(
+                f"privacy.dp_sgd cannot keep epsilon {self.epsilon:g} at delta {delta:.2g} in {steps} steps that draw "
+                f"{q:.2%} of the rows each: ask for a larger epsilon or fewer epochs."
+            ) from error
 
     def _train(
         self, model: TorchModel, x: Tensor, y: Tensor, seed: int, plan: Plan, context: Context | None
@@ -291,6 +291,8 @@ def _opacus() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Full backward hook is firing when gradients are computed")
         # Said by the accountants when the best order lies at the end of their grid: the bound holds all the same.
         warnings.filterwarnings("ignore", message="Optimal order is the (largest|smallest) alpha")
+        # A rate of 1 (all rows in every step) puts log(0) = -inf into the formula, which is meant as well.
+        warnings.filterwarnings("ignore", message="divide by zero encountered in log", module="opacus")
         try:
             import opacus  # noqa: F401
         except ImportError:
