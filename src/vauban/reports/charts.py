@@ -70,17 +70,24 @@ def chart(curve: Curve, standalone: bool = False) -> str:
     )
 
 
-def merged(curves: Iterable[Curve]) -> list[Curve]:
-    """Curves of the same kind in one chart, so that attacks can be compared."""
-    groups: dict[tuple[str, str, str], list[Curve]] = {}
-    for curve in curves:
-        groups.setdefault((curve.id, curve.x_label, curve.y_label), []).append(curve)
-    return [
-        group[0]
-        if len(group) == 1
-        else group[0].model_copy(update={"series": [s for c in group for s in c.series][:MOST_SERIES], "reading": ""})
-        for group in groups.values()
-    ]
+def merged(curves: Iterable[tuple[str, Curve]]) -> list[Curve]:
+    """Curves of the same kind in one chart, so that attacks can be compared.
+
+    Takes (name of the check, curve). The first line of each is that attack's and takes its name; further lines are
+    controls, of which those of the first curve stand for all.
+    """
+    groups: dict[tuple[str, str, str], list[tuple[str, Curve]]] = {}
+    for name, curve in curves:
+        groups.setdefault((curve.title, curve.x_label, curve.y_label), []).append((name, curve))
+    return [_together(group) if len(group) > 1 else group[0][1] for group in groups.values()]
+
+
+def _together(group: Sequence[tuple[str, Curve]]) -> Curve:
+    first = group[0][1]
+    controls = first.series[1:]
+    room = max(1, MOST_SERIES - len(controls))
+    lines = [c.series[0].model_copy(update={"label": name}) for name, c in group if c.series]
+    return first.model_copy(update={"series": [*lines[:room], *controls], "reading": ""})
 
 
 def nice(low: float, high: float, wanted: int = 5) -> list[float]:

@@ -101,7 +101,7 @@ def view(log: AuditLog) -> View:
 
 def _show(number: int, finding: Finding, attempts: Sequence[Attempt], album: Album) -> Shown:
     pointed = [attempts[i] for i in finding.evidence.attempts if i < len(attempts)]
-    curves = merged(c for a in pointed for c in a.curves)[:CHARTS]
+    curves = merged((a.check, c) for a in pointed for c in a.curves)[:CHARTS]
     return Shown(number, finding, curves, [e for a in pointed[:3] for e in album.take(a)])
 
 
