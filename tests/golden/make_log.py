@@ -201,20 +201,18 @@ def other_attempts() -> list[Attempt]:
             "poisoning.badnets",
             m("poisoning.attack_success_rate", 0.97),
             m("poisoning.clean_accuracy", 0.965),
-            m("poisoning.twin_success_rate", 0.02, 0.01),
-            facts={"fraction": 0.03},
+            facts={"fraction": 0.03, "success_without_poison": 0.02},
         ),
         done(
             "poisoning.label_flip",
             m("poisoning.clean_accuracy", 0.86),
-            m("poisoning.twin_accuracy", 0.97),
-            facts={"fraction": 0.1},
+            facts={"fraction": 0.1, "clean_twin_accuracy": 0.97},
         ),
         done(
             "poisoning.data_audit",
             m("poisoning.detection_auc", 0.96, 0.01, "auc"),
             m("poisoning.detection_fpr_clean", 0.01, 0.005),
-            facts={"suspicious": 61},
+            facts={"suspicious_count": 61, "suspicious_rows": [17, 640], "expected_rate_at_most": 0.015},
             exhibits=[table],
         ),
         done(

@@ -86,14 +86,14 @@ def test_a_number_that_is_none_gives_nothing(log: AuditLog, context: Context) ->
         attempt(
             "poisoning.badnets",
             measurement("poisoning.attack_success_rate", 0.14, 0.09, 0.2),
-            measurement("poisoning.twin_success_rate", 0.1, 0.06, 0.15),
+            facts={"success_without_poison": 0.1},
         ),
         attempt(
             "poisoning.label_flip",
             measurement("poisoning.clean_accuracy", 0.95, 0.92, 0.98),
-            measurement("poisoning.twin_accuracy", 0.97, 0.94, 0.99),
+            facts={"clean_twin_accuracy": 0.97},
         ),
-        attempt("poisoning.data_audit", measurement("poisoning.detection_fpr_clean", 0.02), facts={"suspicious": 22}),
+        attempt("poisoning.data_audit", facts={"suspicious_count": 22, "expected_rate_at_most": 0.02}),
         attempt("tampering.bit_flip", measurement("tampering.flips_to_collapse", 50_000.0)),
     ],
     ids=lambda a: a.check,

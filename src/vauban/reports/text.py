@@ -26,8 +26,6 @@ NAMES = {
     "extraction.target_accuracy": "accuracy of the original",
     "poisoning.attack_success_rate": "trigger works on",
     "poisoning.clean_accuracy": "accuracy after poisoning",
-    "poisoning.twin_accuracy": "accuracy of the clean twin",
-    "poisoning.twin_success_rate": "trigger works on the clean twin",
     "poisoning.detection_auc": "detection, area under ROC",
     "poisoning.detection_fpr_clean": "false alarms on clean data",
     "poisoning.suspicious_share": "suspicious rows",

@@ -63,14 +63,8 @@ def _fail_sentence(blocking: Sequence[Finding]) -> str:
     if not blocking:
         return ""
     more = len(blocking) - 1
-    tail = (
-        ""
-        if not more
-        else " One more weakness weighs as much."
-        if more == 1
-        else f" {more} more weaknesses weigh as much."
-    )
-    return f"{blocking[0].claim}{tail}"
+    tails = ("", " One more finding fails this audit too.", f" {more} more findings fail this audit too.")
+    return f"{blocking[0].claim}{tails[min(more, 2)]}"
 
 
 def _pass_sentence(assessed: int, findings: int, fail_on: Severity) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from vauban.rules.base import Context, Numbered, assessed, by_threat, low_end, make, measured, percent
-from vauban.rules.poisoning.share import poisoned_share
+from vauban.rules.poisoning.facts import noted, poisoned_share
 from vauban.rules.score import Score, cheap, knowledge, scale
 from vauban.schema.cards import RuleCard, Source
 from vauban.schema.log import Attempt, Finding
 
-SUCCESS, TWIN = "poisoning.attack_success_rate", "poisoning.twin_success_rate"
+SUCCESS, WITHOUT_POISON = "poisoning.attack_success_rate", "success_without_poison"
 FREE_SHARE = 0.001
 """A share of the training data that anybody could slip in."""
 
@@ -53,8 +53,7 @@ class Backdoor:
 
     @staticmethod
     def _gain(attempt: Attempt) -> float:
-        success, twin = attempt.measurement(SUCCESS), attempt.measurement(TWIN)
-        harmless = twin.value if twin is not None and twin.value is not None else 0.0
+        success, harmless = attempt.measurement(SUCCESS), noted(attempt, WITHOUT_POISON) or 0.0
         return scale(low_end(success), harmless, 1) if success is not None and harmless < 1 else 0.0
 
     def _finding(self, threat: str | None, found: list[Numbered], context: Context) -> Finding:
@@ -68,5 +67,5 @@ class Backdoor:
         claim = f"{rows}, a hidden mark makes {percent(success.value or 0) if success else '?'} of marked {context.noun} get the attacker's answer"
         if clean is not None and clean.value is not None:
             claim += f", while {percent(clean.value)} of unmarked ones are still answered rightly"
-        numbers = [m for m in (success, clean, attempt.measurement(TWIN)) if m is not None]
+        numbers = [m for m in (success, clean) if m is not None]
         return make(self, context, score, f"{claim}.", found, numbers, threat)

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from vauban.rules.base import Context, Numbered, assessed, high_end, make, measured, percent
 from vauban.rules.poisoning.backdoor import FREE_SHARE, SUCCESS
-from vauban.rules.poisoning.share import poisoned_share
+from vauban.rules.poisoning.facts import noted, poisoned_share
 from vauban.rules.score import Score, cheap, knowledge, scale
 from vauban.schema.cards import RuleCard, Source
 from vauban.schema.log import Attempt, Finding, Measurement
 
-ACCURACY, TWIN = "poisoning.clean_accuracy", "poisoning.twin_accuracy"
+ACCURACY, TWIN = "poisoning.clean_accuracy", "clean_twin_accuracy"
 FULL_LOSS = 0.3
 """Accuracy lost at which the impact is full."""
 
@@ -40,14 +40,11 @@ class LabelNoise:
 
     def __call__(self, attempts: Sequence[Attempt], context: Context) -> Iterable[Finding]:
         for number, attempt, after in measured(assessed(attempts, "poisoning"), ACCURACY):
-            twin = attempt.measurement(TWIN)
-            if attempt.measurement(SUCCESS) is None and twin is not None and twin.value is not None:
-                yield from self._judge((number, attempt), after, twin, context)
+            twin = noted(attempt, TWIN)
+            if attempt.measurement(SUCCESS) is None and twin is not None and twin > high_end(after):
+                yield self._finding((number, attempt), after, twin, context)
 
-    def _judge(self, row: Numbered, after: Measurement, twin: Measurement, context: Context) -> Iterable[Finding]:
-        before = twin.value or 0.0
-        if before <= high_end(after):
-            return
+    def _finding(self, row: Numbered, after: Measurement, before: float, context: Context) -> Finding:
         share = poisoned_share(row[1])
         score = Score(
             scale(before - high_end(after), 0, FULL_LOSS),
@@ -59,4 +56,4 @@ class LabelNoise:
             f"Flipping {rows} of the training labels takes accuracy from {percent(before)} "
             f"to {percent(after.value or 0)}."
         )
-        yield make(self, context, score, claim, [row], [twin, after], row[1].threat)
+        return make(self, context, score, claim, [row], [after], row[1].threat)
