@@ -35,7 +35,8 @@ def quantise(weights: Tensor) -> Stored:
     if not np.isfinite(largest):
         raise ValueError("weights that are not finite cannot be quantised")
     scale = largest / 127 if largest > 0 else 1.0
-    return Stored(torch.round(weights.detach().to(torch.float32) / scale).clamp(-127, 127).to(torch.int8), scale)
+    levels = torch.round(weights.detach().to(torch.float32) / scale).clamp(-127, 127)
+    return Stored(levels.to(torch.int8).contiguous(), scale)
 
 
 def bit_steps(codes: Tensor) -> Tensor:
@@ -74,12 +75,15 @@ class QuantisedWeights:
     def flip(self, name: str, place: int, bit: int) -> tuple[float, float]:
         """Flip one bit of the weight at a flat index; the weight before and after. The same call takes it back."""
         stored = self.stored[name]
-        flat = stored.codes.view(-1)
-        before = int(flat[place])
-        flat[place] = flip_bit(before, bit)
+        codes = stored.codes.view(-1)[place : place + 1]
+        before = codes.to(torch.float32) * stored.scale
+        codes.fill_(flip_bit(int(codes), bit))
+        # the same product as in Stored.weights, so that a flip taken back leaves the very same number
+        after = codes.to(torch.float32) * stored.scale
         with torch.no_grad():
-            self.parameters[name].view(-1)[place] = int(flat[place]) * stored.scale
-        return before * stored.scale, int(flat[place]) * stored.scale
+            parameter = self.parameters[name]
+            parameter[np.unravel_index(place, parameter.shape)] = after.to(parameter)[0]
+        return float(before), float(after)
 
     def flip_at_random(self, count: int, generator: np.random.Generator) -> None:
         """Flip `count` different bits, each equally likely."""

@@ -19,6 +19,8 @@ from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
 from vauban.schema.errors import BadTarget
 
+STEEPEST = 16
+"""Weights looked at in each tensor, as a multiple of the bits wanted of it."""
 Place = tuple[str, int, int]
 """Tensor, flat index, bit."""
 
@@ -35,7 +37,8 @@ class BitFlip:
 
     Source: Rakin, He, Fan, "Bit-flip attack: crushing neural network with progressive bit search", ICCV 2019,
     arXiv:1903.12269, section 4. Departures: candidates come from all layers at once instead of one layer at a time, and
-    accuracy on the attacker's rows is looked at before the loss, which can grow on a few rows alone.
+    accuracy on the attacker's rows is looked at before the loss, which can grow on a few rows alone; in each tensor the
+    bits of the weights with the steepest gradients are ranked, 16 weights for each candidate, to bound memory.
     """
 
     candidates: int = 20
@@ -127,9 +130,11 @@ def _ranked(weights: QuantisedWeights, slopes: Mapping[str, Tensor], count: int,
     """The bits that raise the loss most to first order, over all tensors; those flipped before are left out."""
     pool: list[tuple[float, Place]] = []
     for name, stored in weights.stored.items():
-        gain = (bit_steps(stored.codes) * (slopes[name] * stored.scale)[..., None]).reshape(-1)
-        best = gain.topk(min(count + len(gone), len(gain)))
-        places = ((name, *divmod(where, 8)) for where in best.indices.tolist())
+        slope, wanted = slopes[name].reshape(-1), count + len(gone)
+        steep = slope.abs().topk(min(STEEPEST * wanted, len(slope))).indices
+        gain = (bit_steps(stored.codes.view(-1)[steep]) * (slope[steep] * stored.scale)[:, None]).reshape(-1)
+        best = gain.topk(min(wanted, len(gain)))
+        places = ((name, int(steep[where // 8]), where % 8) for where in best.indices.tolist())
         pool += [(g, place) for g, place in zip(best.values.tolist(), places, strict=True) if place not in gone]
     pool.sort(key=lambda entry: (-entry[0], entry[1]))
     return [place for _, place in pool[:count]]
