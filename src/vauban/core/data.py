@@ -91,7 +91,11 @@ class Data:
 
 
 def _inputs(value: Array, name: str) -> tuple[Tensor, float | None]:
-    x = torch.as_tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value).detach().cpu()
+    try:
+        x = torch.as_tensor(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        kind = getattr(value, "dtype", type(value).__name__)
+        raise BadData(f"{name} is {kind}, not an array of numbers: give numpy or torch numbers [rows, ...].") from None
     if x.numel() == 0 or x.dim() < 1 or len(x) == 0:
         raise BadData(f"{name} is empty (shape {tuple(x.shape)}): give at least one row.")
     if x.dim() < 2:

@@ -57,7 +57,7 @@ def _from_parts(parts: tuple[Any, ...], id: str) -> Data:
 def read_npz(path: Path, label: str | None) -> Data:
     """Arrays by name; object arrays (which would be unpickled) are refused."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             names = set(file.files) if isinstance(file, np.lib.npyio.NpzFile) else set()
             arrays = {name: file[name] for name in (*_FULL, "x", "y") if name in names}
     except ValueError as error:
