@@ -190,7 +190,10 @@ def _made(method: Defence, ready: Ready, threat: ThreatModel, folder: Path, watc
     if isinstance(method, Restorable) and (folder / MARK).exists() and (folder / FACTS).exists():
         kept = _read(folder / FACTS)
         watcher.note(f"the defended model was made before: reading {folder / WEIGHTS}")
-        restored = method.restore(target, data, _weights(folder / WEIGHTS))
+        try:
+            restored = method.restore(target, data, _weights(folder / WEIGHTS))
+        except (RuntimeError, ValueError) as error:
+            raise CorruptFile(f"The saved model {folder / WEIGHTS} does not fit: name another folder.") from error
         if restored.sha256() != kept.get("sha256"):
             raise CorruptFile(f"{folder / WEIGHTS} is not the model that {FACTS} describes: name another folder.")
         return Hardened(restored, dict(kept["facts"]), tuple(kept["caveats"]))
