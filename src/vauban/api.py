@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import torch
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.audits import runner
@@ -90,8 +91,7 @@ def attack(
     model = threat if isinstance(threat, ThreatModel) else ThreatModel.of(threat)
     x_train, y_train = train or (None, None)
     data = Data(x_train, y_train, x, y)
-    found = as_target(target)
-    ready = found.settled(settle(found.domain, data))
+    ready = _ready(as_target(target), data)
     case = Case(
         target=ready,
         data=data,
@@ -114,6 +114,18 @@ def attack(
         cost=run.cost,
         outcomes=run.outcomes,
     )
+
+
+def _ready(found: Target, data: Data) -> Target:
+    """The target with its domain completed from the data and, for the number of classes, from a few answers."""
+    ready = found.settled(settle(found.domain, data))
+    domain = ready.domain
+    if domain.task == "regression" or domain.classes is not None:
+        return ready
+    with torch.no_grad():
+        values = ready.forward(data.x_test[:64]).values
+    classes = values.shape[1] if values.dim() == 2 else 1 + int(max(values.max(), data.y_test.max()))
+    return ready.settled(replace(domain, classes=int(classes)))
 
 
 def audit(
