@@ -27,7 +27,8 @@ class FGSM:
     Source: Goodfellow, Shlens and Szegedy 2015 (arXiv:1412.6572, section 4).
     Departures: in L2 and L1 the step is the steepest one of that norm (the fast gradient method); it overshoots a
     hundredfold and is projected back onto ball and box, so that the room that the box denies to some features goes to
-    the others; in a regression both directions are tried.
+    the others; the loss is the margin unless told otherwise, for cross-entropy's gradient
+    blends all classes; in a regression both directions are tried.
 
     Args:
         loss: `ce` (cross-entropy), `margin` (difference of logits) or `dlr` (difference of logits ratio).
@@ -50,7 +51,7 @@ class FGSM:
     )
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {}, "deep": {}}
 
-    loss: str = "ce"
+    loss: str = "margin"
 
     def __post_init__(self) -> None:
         one_of("loss", self.loss, LOSSES)

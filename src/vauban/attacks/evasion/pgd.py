@@ -26,7 +26,8 @@ class PGD:
     Source: Madry et al. 2018 (arXiv:1706.06083, section 2.1); BIM: Kurakin et al. 2017 (arXiv:1607.02533, section 2).
     Departures: the step size is given relative to the radius, and falls linearly over the run unless `decay=False`, so
     that the last steps refine what the first found; the projection is onto ball and box together and exact;
-    in a regression each run is made twice, upwards and downwards, unless the first succeeds.
+    the loss is the margin unless told otherwise, for cross-entropy's
+    gradient blends all classes; in a regression each run is made twice, upwards and downwards, unless the first succeeds.
 
     Args:
         steps: gradient steps of a run.
@@ -66,7 +67,7 @@ class PGD:
     decay: bool = True
     restarts: int = 1
     random_start: bool = True
-    loss: str = "ce"
+    loss: str = "margin"
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)

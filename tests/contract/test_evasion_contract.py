@@ -1,0 +1,295 @@
+"""What every evasion attack must do, whatever it is: one row of small settings adds one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vauban.attacks.catalog import ATTACKS
+from vauban.core.attack import EvasionScene, Perturbed
+from vauban.core.rng import Rng
+from vauban.core.target import Domain, Outputs
+from vauban.engine.oracle import MeteredOracle
+from vauban.parts.goals import ClassAs, Misclassify, ReachValue, Shift
+from vauban.parts.projections import SPACES
+from vauban.schema.access import EVERYTHING
+from vauban.schema.errors import BadThreat
+from vauban.schema.threat import Budget
+
+SMALL: dict[str, dict[str, Any]] = {
+    "evasion.apgd": {"steps": 8},
+    "evasion.apgd_targeted": {"steps": 6, "targets": 3},
+    "evasion.feature": {"steps": 8, "donors": 3},
+    "evasion.fgsm": {},
+    "evasion.hop_skip_jump": {"queries": 150, "probes": 12, "starts": 10},
+    "evasion.noise": {"draws": 6},
+    "evasion.pgd": {"steps": 8, "restarts": 2},
+    "evasion.square": {"queries": 40},
+    "evasion.universal": {"steps": 6},
+}
+STEADY = ("evasion.fgsm", "evasion.universal")
+"""Draw no random numbers."""
+IDS = [name for name in ATTACKS.ids() if name.startswith("evasion.")]
+SHAPES = {"vector": (12,), "picture": (2, 5, 4), "series": (3, 4)}
+RADIUS = {"linf": 0.12, "l2": 0.4, "l1": 1.2}
+ROWS = 9
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A small net with batch normalisation and dropout, in evaluation mode."""
+
+    module: nn.Module
+    values: bool = False
+    id: str = "small"
+    domain: Domain = Domain()  # noqa: RUF009
+    offers: Any = EVERYTHING
+    recipe: None = None
+
+    def forward(self, x: Tensor) -> Outputs:
+        return self.forward_features(x)[0]
+
+    def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
+        hidden = self.module[:-1](x)  # type: ignore[index]
+        out = self.module[-1](hidden)  # type: ignore[index]
+        return (Outputs(out[:, 0], "values") if self.values else Outputs(out, "logits")), hidden
+
+    def sha256(self) -> str:
+        return "small"
+
+    def settled(self, domain: Domain) -> Model:
+        return self
+
+
+def model(shape: tuple[int, ...], outputs: int, values: bool = False) -> Model:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        d = int(np.prod(shape))
+        module = nn.Sequential(
+            nn.Flatten(), nn.Linear(d, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.5), nn.Linear(16, outputs)
+        ).eval()
+        with torch.no_grad():
+            module[-1].weight.mul_(4.0)
+    return Model(module, values)
+
+
+@dataclass
+class Run:
+    oracle: MeteredOracle
+    found: Perturbed
+
+
+def attacked(
+    id: str,
+    *,
+    shape: tuple[int, ...] = (12,),
+    classes: int = 4,
+    space: str = "linf",
+    goal: str = "untargeted",
+    seed: int = 0,
+    rows: list[int] | None = None,
+    budget: Budget | None = None,
+    radius: float | None = None,
+    target: Model | None = None,
+    task: str = "classification",
+    settings: dict[str, Any] | None = None,
+) -> Run:
+    g = torch.Generator().manual_seed(8)
+    x = torch.rand(ROWS, *shape, generator=g)
+    donors = torch.rand(20, *shape, generator=g)
+    target = target or model(shape, classes if task == "classification" else 1, task == "regression")
+    with torch.no_grad():
+        answer = target.forward(x)
+    pick = torch.tensor(rows if rows is not None else list(range(ROWS)))
+    goals = {
+        ("classification", "untargeted"): lambda: Misclassify(answer.labels[pick]),
+        ("classification", "targeted"): lambda: ClassAs((answer.labels[pick] + 1) % classes),
+        ("regression", "untargeted"): lambda: Shift(answer.values[pick], 0.5),
+        ("regression", "targeted"): lambda: ReachValue(answer.values[pick] + 0.5, 0.2),
+    }
+    radius = RADIUS[space] if radius is None else radius
+    ball = SPACES[space](0.0, 1.0)
+    oracle = MeteredOracle(
+        target, goals[task, goal](), ball, x[pick], radius, budget=budget, nearest=radius == float("inf")
+    )
+    oracle.begin()
+    scene = EvasionScene(oracle, x[pick], ball, radius, classes if task == "classification" else None, donors)
+    made = ATTACKS.load(id)(**(SMALL[id] if settings is None else settings))
+    return Run(oracle, made(scene, Rng(seed, pick.numpy())))
+
+
+def test_every_attack_has_a_row_here() -> None:
+    assert sorted(SMALL) == IDS
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_card_profiles_and_price_are_sound(id: str) -> None:
+    kind = ATTACKS.load(id)
+    assert kind.card.id == id
+    assert kind.card.sources
+    assert kind.card.summary.endswith(".")
+    for settings in ({}, *kind.profiles.values()):
+        for classes in (10, None):
+            price = kind(**settings).price(classes)
+            assert price.queries > 0
+            assert price.queries >= price.gradients
+    assert set(kind.profiles) == {"smoke", "deep"}
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_bad_settings_are_refused_in_words(id: str) -> None:
+    kind = ATTACKS.load(id)
+    for field in fields(kind):
+        if isinstance(field.default, bool):
+            continue
+        wrong = "nonsense" if isinstance(field.default, str) else -3
+        with pytest.raises(ValueError, match=r"got"):
+            kind(**{field.name: wrong})
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_leaves_no_trace(id: str) -> None:
+    target = model((12,), 4)
+    before = {k: v.clone() for k, v in target.module.state_dict().items()}
+    state = torch.random.get_rng_state()
+    np_state = np.random.get_state()[1].copy()  # noqa: NPY002
+    attacked(id, target=target)
+    assert all(torch.equal(v, before[k]) for k, v in target.module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in target.module.parameters())
+    assert not any(part.training or part._forward_hooks or part._backward_hooks for part in target.module.modules())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert np.array_equal(np.random.get_state()[1], np_state)  # noqa: NPY002
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("space", sorted(SPACES))
+@pytest.mark.parametrize("id", IDS)
+def test_a_row_is_the_same_alone_in_sevens_and_all_together(id: str, space: str) -> None:
+    card = ATTACKS.load(id).card
+    if card.joint or space not in card.spaces:
+        pytest.skip("attacks samples jointly" if card.joint else f"does not search {space}")
+    whole = attacked(id, space=space)
+    for size in (1, 7):
+        for start in range(0, ROWS, size):
+            rows = list(range(start, min(start + size, ROWS)))
+            part = attacked(id, space=space, rows=rows)
+            assert torch.allclose(part.found.x, whole.found.x[rows], atol=1e-5), rows
+            assert part.oracle.spent.queries.tolist() == whole.oracle.spent.queries[rows].tolist()
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_the_budget_of_no_row_is_overrun(id: str) -> None:
+    for limit in (Budget(queries=30, gradients=5), Budget(queries=4), Budget(queries=1)):
+        run = attacked(id, budget=limit, radius=0.02)
+        assert int(run.oracle.spent.queries.max()) <= (limit.queries or 0)
+        assert limit.gradients is None or int(run.oracle.spent.gradients.max()) <= limit.gradients
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_no_row_costs_more_than_the_price(id: str) -> None:
+    run = attacked(id, radius=1e-4)
+    price = ATTACKS.load(id)(**SMALL[id]).price(4)
+    assert not bool(run.oracle.best.reached.any())
+    assert int(run.oracle.spent.queries.max()) - 1 <= price.queries
+    assert int(run.oracle.spent.gradients.max()) <= price.gradients
+
+
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("id", IDS)
+def test_any_shape_and_number_of_classes(id: str, classes: int, shape: str) -> None:
+    card = ATTACKS.load(id).card
+    if classes < card.min_classes:
+        pytest.skip(f"needs {card.min_classes} classes")
+    for space in card.spaces:
+        for goal in card.goals:
+            run = attacked(id, shape=SHAPES[shape], classes=classes, space=space, goal=goal)
+            assert run.found.x.shape == (ROWS, *SHAPES[shape])
+            assert run.found.x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("space", sorted(SPACES))
+@pytest.mark.parametrize("id", IDS)
+def test_successes_are_admissible_in_float64_and_real(id: str, space: str) -> None:
+    if space not in ATTACKS.load(id).card.spaces:
+        pytest.skip(f"does not search {space}")
+    run = attacked(id, space=space, radius=2 * RADIUS[space])
+    ball, clean = SPACES[space](0.0, 1.0), attacked("evasion.noise", radius=1e-9).oracle._x
+    hit = run.oracle.best.reached
+    assert bool(hit.any()), "the battery is too weak to see anything"
+    best = run.oracle.best.x[hit]
+    assert bool((ball.distance(best, clean[hit]) <= 2 * RADIUS[space]).all())
+    assert bool(ball.allowed(best, clean[hit]).all.all())
+    with torch.no_grad():
+        truth = model((12,), 4).forward(clean).labels
+        assert bool((model((12,), 4).forward(best).labels != truth[hit]).all())
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_seeds_reproduce_and_differ(id: str) -> None:
+    """Judged by the points that the model is asked about: different draws may end at the same best point."""
+    asked = []
+    for seed in (0, 0, 1):
+        target = model((12,), 4)
+        points: list[Tensor] = []
+        first = target.module[0]  # type: ignore[index]
+        first.register_forward_pre_hook(lambda _module, inputs, into=points: into.append(inputs[0].detach().clone()))
+        attacked(id, seed=seed, radius=0.01, target=target)
+        asked.append(torch.cat(points))
+    assert torch.equal(asked[0], asked[1])
+    same = asked[0].shape == asked[2].shape and torch.equal(asked[0], asked[2])
+    assert same == (id in STEADY)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_decided_rows_cost_nothing_more(id: str) -> None:
+    """A model that is wrong from the start is not attacked at all."""
+    g = torch.Generator().manual_seed(8)
+    x, ball = torch.rand(ROWS, 12, generator=g), SPACES["linf"](0.0, 1.0)
+    target = model((12,), 4)
+    with torch.no_grad():
+        wrong = (target.forward(x).labels + 1) % 4
+    oracle = MeteredOracle(target, Misclassify(wrong), ball, x, 0.1)
+    oracle.begin()
+    found = ATTACKS.load(id)(**SMALL[id])(EvasionScene(oracle, x, ball, 0.1, 4, x), Rng(0, ROWS))
+    assert oracle.spent.queries.tolist() == [1] * ROWS
+    assert torch.equal(found.x, x)
+
+
+@pytest.mark.parametrize("goal", ["untargeted", "targeted"])
+@pytest.mark.parametrize("id", IDS)
+def test_regression_where_the_card_says_so(id: str, goal: str) -> None:
+    card = ATTACKS.load(id).card
+    if "regression" not in card.tasks:
+        pytest.skip("classification only")
+    for space in card.spaces:
+        run = attacked(id, task="regression", goal=goal, space=space, radius=3 * RADIUS[space])
+        assert bool(run.oracle.best.reached.any()) or goal == "targeted"
+        assert bool(run.found.x.isfinite().all())
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_without_a_radius_there_is_a_nearest_success_or_a_clear_word(id: str) -> None:
+    if id == "evasion.hop_skip_jump":
+        run = attacked(id, radius=float("inf"), space="l2", settings={"queries": 400, "starts": 60})
+        assert bool(run.oracle.best.distance.isfinite().all())
+        return
+    with pytest.raises(BadThreat, match="works within a radius"):
+        attacked(id, radius=float("inf"))
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_donors_may_be_missing(id: str) -> None:
+    g = torch.Generator().manual_seed(8)
+    x, ball, target = torch.rand(ROWS, 12, generator=g), SPACES["linf"](0.0, 1.0), model((12,), 4)
+    with torch.no_grad():
+        labels = target.forward(x).labels
+    oracle = MeteredOracle(target, Misclassify(labels), ball, x, 0.3)
+    oracle.begin()
+    ATTACKS.load(id)(**SMALL[id])(EvasionScene(oracle, x, ball, 0.3, 4), Rng(0, ROWS))
+    assert bool(oracle.best.reached.any()) or id == "evasion.noise"
