@@ -225,7 +225,10 @@ def test_a_family_out_of_reach_is_named_but_no_gap() -> None:
 
 def test_a_finding_outweighs_gaps(log: AuditLog) -> None:
     broken = [a.model_copy(update={"state": "error"}) for a in log.attempts]
-    assert verdict(broken, log.findings).state == "fail"
+    ruling = verdict(broken, log.findings)
+    assert ruling.state == "fail"
+    assert ruling.sentence.endswith("And nothing could be examined.")
+    assert "nothing could be examined" in ruling.reasons
 
 
 def test_fail_on_sets_the_bar(log: AuditLog) -> None:

@@ -16,7 +16,6 @@ from vauban.reports.canonical import finite
 from vauban.schema.log import Attempt, AuditLog, Finding, Severity
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
-HOME = "https://github.com/vauban-security/vauban"
 LEVELS: dict[Severity, str] = {"critical": "error", "high": "error", "medium": "warning", "low": "note", "info": "note"}
 NOTIFIED = {"error": "error", "inconclusive": "warning"}
 CONFIG = "vauban.yaml"
@@ -38,7 +37,6 @@ def document(log: AuditLog) -> dict[str, Any]:
     order = {f.rule: i for i, f in enumerate(rules)}
     driver = {
         "name": "Vauban",
-        "informationUri": HOME,
         "version": log.run.versions.get("vauban", "0"),
         "rules": [_rule(f) for f in rules],
     }

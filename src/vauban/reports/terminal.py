@@ -52,8 +52,8 @@ def summary(log: AuditLog) -> RenderableType:
 
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for column in columns:
-        table.add_column(column)
+    for place, column in enumerate(columns):
+        table.add_column(column, no_wrap=place == 0)
     return table
 
 
@@ -74,10 +74,11 @@ def _findings(findings: list[Finding]) -> Table:
 
 
 def _coverage(log: AuditLog) -> Table:
-    table = _table("check", "threat", "state", "result or reason", "time")
+    table = _table("check", "state", "result or reason", "time")
     for a in log.attempts:
         m = key(a)
         result = f"{title(m.name)} {full(m)}" if m is not None else a.reason
         state = Text(a.state.replace("_", " "), style=STATE[a.state])
-        table.add_row(Text(a.check), Text(a.threat or ""), state, Text(result), Text(seconds(a.cost.seconds)))
+        where = f"{a.check} {a.threat}" if a.threat and ":" in a.threat else a.check
+        table.add_row(Text(where), state, Text(result), Text(seconds(a.cost.seconds)))
     return table

@@ -75,6 +75,8 @@ class View:
     """Exhibits of attempts that no finding points to."""
     dropped: int
     severities: dict[str, int]
+    gaps: list[str]
+    """Reasons of the verdict that are no findings."""
 
 
 def view(log: AuditLog) -> View:
@@ -95,6 +97,7 @@ def view(log: AuditLog) -> View:
         doubts_passed=sum(d.verdict == "pass" for _, _, d in doubts),
         leftover=leftover,
         dropped=album.dropped,
+        gaps=[r for r in log.verdict.reasons if not any(f.claim in r for f in log.findings)],
         severities={s: severities[s] for s in SEVERITIES if severities[s]},
     )
 

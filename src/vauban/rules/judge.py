@@ -46,7 +46,7 @@ def verdict(attempts: Sequence[Attempt], findings: Sequence[Finding], fail_on: S
     assessed = seen["assessed"]
     state: Literal["pass", "fail", "inconclusive"] = "fail" if blocking else "inconclusive" if gaps else "pass"
     sentences = {
-        "fail": _fail_sentence(blocking),
+        "fail": _fail_sentence(blocking, gaps),
         "inconclusive": f"No verdict: {gaps[0]}." if gaps else "",
         "pass": _pass_sentence(assessed, len(open_), fail_on),
     }
@@ -59,12 +59,13 @@ def verdict(attempts: Sequence[Attempt], findings: Sequence[Finding], fail_on: S
     )
 
 
-def _fail_sentence(blocking: Sequence[Finding]) -> str:
+def _fail_sentence(blocking: Sequence[Finding], gaps: Sequence[str]) -> str:
     if not blocking:
         return ""
     more = len(blocking) - 1
     tails = ("", " One more finding fails this audit too.", f" {more} more findings fail this audit too.")
-    return f"{blocking[0].claim}{tails[min(more, 2)]}"
+    gap = f" And {gaps[0]}." if gaps else ""
+    return f"{blocking[0].claim}{tails[min(more, 2)]}{gap}"
 
 
 def _pass_sentence(assessed: int, findings: int, fail_on: Severity) -> str:

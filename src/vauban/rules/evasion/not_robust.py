@@ -25,7 +25,7 @@ class NotRobust:
         "although a person would see no reason for another answer.",
         measured="A sample counts as broken if any of the attacks carried through under the threat broke it and an "
         "independent check confirmed that. Impact is the lower end of the 95 % Clopper-Pearson interval of the share "
-        "broken among the samples that were right when clean, full from 75 %. Cost is the passes spent on each sample.",
+        "broken among the samples that were right when clean, full from 50 %. Cost is the passes spent on each sample.",
         false_positives="A room so large that a person would answer otherwise too; a model that is meant to react to "
         "such small changes.",
         remedies=(

@@ -23,7 +23,7 @@ class OneChangeFitsAll:
         meaning="A single pattern, computed once and then added to anything, changes the answers: it can be printed, "
         "shared and used by people who know nothing of the model.",
         measured="The share of right answers that the one pattern changes, less the share that random noise of the "
-        "same size changes. It fires where the lower end of the interval is above the noise; 75 points above it are full impact.",
+        "same size changes. It fires where the lower end of the interval is above the noise; 50 points above it are full impact.",
         false_positives="Without the noise check under the same threat the comparison is with zero.",
         remedies=(
             "Train on attacked inputs: vauban harden TARGET --with train.pgd --data DATA --threat THREAT --out DIR",

@@ -13,8 +13,8 @@ ORDER = "wbchu"
 """From what weighs most to what weighs least: one attack that breaks a sample outweighs all that did not."""
 
 
-FULL_SHARE = 0.75
-"""Share of right answers broken from which the impact is full: nothing can be built on the rest."""
+FULL_SHARE = 0.5
+"""Share of right answers broken from which the impact is full: every second answer can be had wrong."""
 
 
 @dataclass(frozen=True)
