@@ -12,8 +12,8 @@ from vauban.core.target import Domain, Outputs, Target
 from vauban.engine.batching import answers
 from vauban.schema.errors import VaubanError, WrongUnits
 
-POOR, GAIN = 0.25, 0.3
-"""A score less than a quarter of the way from chance to perfect is poor; a rescaling that gains 0.3 of the way is the reason."""
+POOR, GAIN = 0.25, 0.5
+"""A score less than a quarter of the way from chance to perfect is poor; one that a rescaling lifts by half the way has the wrong units."""
 TINY = 0.01
 """Data that use less than this share of the declared range are in other units."""
 
@@ -47,17 +47,22 @@ def check_scale(target: Target, x: Tensor, y: Tensor, outputs: Outputs) -> None:
     lowest, now = chance(outputs, y), max(score(outputs, y), 0.0)
     if now >= lowest + POOR * (1 - lowest):
         return
-    for words, rescale in RESCALINGS.items():
-        try:
-            then = score(answers(target, rescale(x)), y)
-        except (VaubanError, RuntimeError, ValueError):
-            continue
-        if then >= now + GAIN * (1 - lowest):
-            what = "explained variance" if outputs.kind == "values" else "accuracy"
-            raise WrongUnits(
-                f"The model's {what} is {now:.1%} on these inputs, but {then:.1%} on the same inputs {words}: the data "
-                "are not in the model's units; give them prepared as in training, or put the step into the model."
-            )
+    tried = {words: _score_of(target, rescale(x), y) for words, rescale in RESCALINGS.items()}
+    words, then = max(tried.items(), key=lambda item: item[1])
+    if then >= max(now, lowest) + GAIN * (1 - lowest):
+        what = "explained variance" if outputs.kind == "values" else "accuracy"
+        raise WrongUnits(
+            f"The model's {what} is {now:.1%} on these inputs, but {then:.1%} on the same inputs {words}: the data "
+            "are not in the model's units; give them prepared as in training, or put the step into the model."
+        )
+
+
+def _score_of(target: Target, x: Tensor, y: Tensor) -> float:
+    """0 where the model does not take such inputs."""
+    try:
+        return score(answers(target, x), y)
+    except (VaubanError, RuntimeError, ValueError):
+        return 0.0
 
 
 def score(outputs: Outputs, y: Tensor) -> float:
@@ -84,7 +89,7 @@ def _standardised(x: Tensor) -> Tensor:
 RESCALINGS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "divided by 255": lambda x: x / 255,
     "multiplied by 255": lambda x: x * 255,
-    "standardised (mean 0, deviation 1)": _standardised,
     "mapped from [0, 1] to [-1, 1]": lambda x: 2 * x - 1,
     "mapped from [-1, 1] to [0, 1]": lambda x: (x + 1) / 2,
+    "standardised (mean 0, deviation 1)": _standardised,
 }

@@ -14,7 +14,7 @@ from vauban.core.target import Domain
 from vauban.domains.box import Boxed, edges
 from vauban.schema.log import Exhibit, Picture
 
-SMALLEST, LARGEST = 56, 160
+SMALLEST, LARGEST = 56, 128
 """Pixels of the shorter side at least, of the longer side at most, in the report."""
 _RED, _BLUE = np.array([0.78, 0.12, 0.16]), np.array([0.10, 0.32, 0.75])
 
@@ -81,7 +81,7 @@ def signed(attribution: Tensor, peak: float) -> np.ndarray:
 
 
 def png(picture: np.ndarray) -> str:
-    """`[c, h, w]` in [0, 1] as a base64 PNG of 56 to 160 pixels a side: enlarged pixel by pixel, reduced by area."""
+    """`[c, h, w]` in [0, 1] as a base64 PNG of 56 to 128 pixels a side: enlarged pixel by pixel, reduced by area."""
     shown = picture if picture.shape[0] in (1, 3) else picture.mean(0, keepdims=True)
     bytes8 = np.round(np.clip(shown, 0, 1) * 255).astype(np.uint8)
     image = Pillow.fromarray(bytes8[0] if len(bytes8) == 1 else np.ascontiguousarray(np.moveaxis(bytes8, 0, -1)))
