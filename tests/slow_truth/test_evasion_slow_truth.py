@@ -83,7 +83,7 @@ def test_projection_against_a_general_solver(name: str, seed: int) -> None:
 def test_pgd_against_a_loop_over_samples(name: str) -> None:
     target, x, y = made()
     radius = {"linf": 0.02, "l2": 0.08, "l1": 0.2}[name]
-    space, attack = SPACES[name](0.0, 1.0), PGD(steps=5)
+    space, attack = SPACES[name](0.0, 1.0), PGD(steps=5, loss="ce")
     oracle = MeteredOracle(target, Misclassify(y), space, x, radius)
     oracle.begin()
     attack(EvasionScene(oracle, x, space, radius, 3), Rng(0, len(x)))

@@ -9,12 +9,12 @@ def checkpoints(steps: int) -> list[int]:
     Shares of the run: 0.22, then intervals that shrink by 0.03 down to 0.06; rounded up, the last step left out.
     """
     marks: list[int] = []
-    before, now = 0.0, 0.22
-    while now < 1:
-        mark = -int(-steps * now // 1)
+    before, now = 0, 22  # in hundredths, for 0.57 is not a binary number
+    while now < 100:
+        mark = -(-steps * now // 100)
         if mark < steps and (not marks or mark > marks[-1]):
             marks.append(mark)
-        before, now = now, now + max(now - before - 0.03, 0.06)
+        before, now = now, now + max(now - before - 3, 6)
     return marks
 
 

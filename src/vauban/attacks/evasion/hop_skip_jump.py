@@ -66,7 +66,7 @@ class HopSkipJump:
     """Finds a point beyond the boundary, then walks along the boundary to the point nearest to the input.
 
     Needs labels only. Each round estimates the boundary's normal from random probes, jumps along it, and searches back
-    towards the input for the boundary. All rows go through a round together, but each has its own points, probes, step
+    towards the input for the boundary. Where the goal lies on several sides, a walk stays on the side of its start. All rows go through a round together, but each has its own points, probes, step
     and count of queries. With a finite radius a row ends as soon as it is within it.
 
     Source: Chen, Jordan and Wainwright 2020 (arXiv:1904.02144, algorithms 1 and 2).
