@@ -57,6 +57,7 @@ class Request:
     profile: str = "standard"
     seed: int = 0
     samples: int | None = None
+    """Test rows that are attacked one by one; checks that only measure on test rows take more (`runner.MEASURED`)."""
     batch_size: int | None = None
     time_limit: float | None = None
     """Seconds; None for the profile's own, inf for none."""

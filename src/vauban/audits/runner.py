@@ -33,6 +33,12 @@ LASTING = ("assessed", "skipped", "not_applicable")
 """States that a second try would not change; the others are tried again when a run is resumed."""
 
 
+WIDE = frozenset({"leakage", "extraction", "poisoning"})
+"""Families whose attacks do not search inputs one by one: test rows cost them next to nothing and narrow their intervals."""
+MEASURED = 1000
+"""Test rows at most on which these are measured, however few are attacked."""
+
+
 @dataclass(frozen=True)
 class Ready:
     """An audit that has been looked into and planned, and not begun."""
@@ -43,6 +49,13 @@ class Ready:
     plan: Plan
     doubts: list[Doubt]
     facts: dict[str, Any]
+
+    def case_for(self, family: str) -> Case:
+        """The samples for attacks that search inputs; all test rows (up to MEASURED) for the others."""
+        if family not in WIDE:
+            return self.case
+        rows = max(len(self.case.data.x_test), MEASURED)
+        return replace(self.case, data=self.request.data.head(rows, self.request.seed))
 
 
 def prepare(request: Request) -> Ready:
@@ -116,13 +129,13 @@ def _run(ready: Ready, journal: Journal, watcher: Watcher) -> list[Attempt]:
     watcher.planned(ready.plan, sum(unit.key in finished for unit in ready.plan.todo))
     seconds = ready.request.time_limit if ready.request.time_limit is not None else ready.profile.seconds
     deadline = None if seconds is None else time.monotonic() + seconds
-    case = replace(ready.case, progress=watcher.step, deadline=deadline)
     attempts: dict[str, Attempt] = {}
     for unit in ready.plan.turns():
         recorded = finished.get(unit.key)
         reused = recorded is not None
         if unit.refusal is None and not reused:
             watcher.started(unit)
+        case = replace(ready.case_for(unit.check.family), progress=watcher.step, deadline=deadline)
         attempt = recorded or _attempt(unit, case, journal, _left(ready.request, attempts.values()))
         attempts[unit.key] = attempt
         watcher.ended(unit, attempt, reused)

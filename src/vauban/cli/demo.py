@@ -13,7 +13,9 @@ def configuration() -> dict[str, Any]:
         "threats": ["linf:0.1"],
         "defence": "train.pgd",
         "profile": "smoke",
-        "samples": 128,
+        "samples": 64,
+        "include": "evasion,extraction,leakage,leakage.lira,poisoning,tampering",
+        "settings": {"train.pgd": {"epochs": 15, "steps": 4}},
         "time_limit": "10m",
         "formats": "json,html,sarif,junit,md",
     }

@@ -47,7 +47,7 @@ class Lines(Quiet):
         self.count = self.total = 0
 
     def planned(self, plan: Plan, finished: int) -> None:
-        self.total = len(plan.todo)
+        self.count, self.total = 0, len(plan.todo)
         left_out = len(plan.units) - self.total
         say(f"plan: {self.total} checks, {left_out} left out; {estimate_text(plan.estimate)}")
         if finished:
@@ -79,6 +79,8 @@ class Bars(Lines):
 
     def planned(self, plan: Plan, finished: int) -> None:
         super().planned(plan, finished)
+        for task in self._progress.task_ids:
+            self._progress.remove_task(task)
         self._whole = self._progress.add_task("audit", total=len(plan.todo))
         self._unit = self._progress.add_task("", total=1, visible=False)
 
@@ -88,8 +90,9 @@ class Bars(Lines):
         self._progress.reset(self._unit, total=1, description=name(unit), visible=True)
 
     def step(self, done: float, total: float, text: str = "") -> None:
-        if self._unit is not None:
-            self._progress.update(self._unit, completed=done, total=total)
+        if self._unit is None:  # a defence trains before the first audit is planned
+            self._unit = self._progress.add_task(text or "defending", total=total)
+        self._progress.update(self._unit, completed=done, total=total)
 
     def ended(self, unit: Unit, attempt: Attempt, reused: bool) -> None:
         super().ended(unit, attempt, reused)
