@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from vauban.core.data import Data
 from vauban.core.rng import Rng, derive_seed
 from vauban.core.target import Adaptive, Domain, Outputs
-from vauban.data.demo import digits
+from vauban.data.load import load_data
 from vauban.defences.distill.defensive import DefensiveDistillation
 from vauban.defences.preprocess.squeeze import Squeeze, Squeezed, Squeezer
 from vauban.defences.privacy.dp_sgd import DPSGD
@@ -399,7 +399,7 @@ def test_without_opacus_the_user_is_told_what_to_install(monkeypatch: pytest.Mon
 
 @pytest.fixture(scope="module")
 def small() -> tuple[TorchTarget, Data]:
-    data = digits()
+    data = load_data("demo:digits")
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10))
     fit(reset(module, 0), data.x_train, data.y_train, seed=0, epochs=30, rate=2e-3)
     domain = Domain(kind="image", task="classification", classes=10, low=0.0, high=1.0)

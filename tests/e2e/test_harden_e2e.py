@@ -17,7 +17,7 @@ from vauban.audits.plan import Request
 from vauban.audits.progress import Quiet
 from vauban.core.data import Data
 from vauban.core.target import Domain
-from vauban.data.demo import diabetes, digits
+from vauban.data.load import load_data
 from vauban.defences.distill.defensive import DefensiveDistillation
 from vauban.defences.train.pgd import PGDTraining
 from vauban.parts.training import fit, reset
@@ -38,7 +38,7 @@ def build() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def request_() -> Request:
-    data = digits()
+    data = load_data("demo:digits")
     module = fit(reset(build(), 0), data.x_train, data.y_train, seed=0, epochs=15, rate=3e-3)
     domain = Domain(kind="image", task="classification", classes=10, low=0.0, high=1.0)
     return Request(
@@ -57,6 +57,11 @@ def request_() -> Request:
 def squeezed(request_: Request, tmp_path_factory: pytest.TempPathFactory) -> tuple[After, Path]:
     folder = tmp_path_factory.mktemp("harden") / "run"
     return harden(request_, "preprocess.squeeze", folder), folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(request_: Request) -> After:
+    return harden(request_, "train.pgd", None)
 
 
 class Notes(Quiet):
@@ -151,24 +156,27 @@ def test_the_same_call_again_repeats_nothing(squeezed: tuple[After, Path], reque
 
 
 @pytest.mark.parametrize("units", [1, 6])
-def test_an_interrupted_hardening_goes_on_where_it_was(request_: Request, tmp_path: Path, units: int) -> None:
+def test_an_interrupted_hardening_goes_on_where_it_was(
+    request_: Request, undisturbed: After, tmp_path: Path, units: int
+) -> None:
     """After 1 unit it is in the audit before, after 6 in the audit after; either way nothing is made twice."""
-    whole = harden(request_, "train.pgd", tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         harden(request_, "train.pgd", tmp_path / "cut", Notes(stop_after=units))
     watch = Notes()
     resumed = harden(request_, "train.pgd", tmp_path / "cut", watch)
     assert sum(reused for _, reused in watch.done) == units
-    assert figures(resumed.log) == figures(whole.log)
-    assert figures(resumed.before) == figures(whole.before)
-    assert resumed.comparison.changes == whole.comparison.changes
-    assert resumed.target.sha256() == whole.target.sha256()
+    assert figures(resumed.log) == figures(undisturbed.log)
+    assert figures(resumed.before) == figures(undisturbed.before)
+    assert resumed.comparison.changes == undisturbed.comparison.changes
+    assert resumed.target.sha256() == undisturbed.target.sha256()
     assert not any("defending" in text for text in watch.notes)
 
 
 def test_nothing_is_kept_without_a_folder_and_training_pays(request_: Request) -> None:
     slow = dict.fromkeys(("evasion.square", "evasion.apgd_targeted"), "not what is asked here")
-    request = replace(request_, samples=256, exclude=slow, settings={"train.pgd": {"epochs": 20}})
+    request = replace(
+        request_, samples=200, exclude=slow, settings={"train.pgd": {"epochs": 20}, "evasion.apgd": {"steps": 10}}
+    )
     before = request.target.sha256()
     after = harden(request, "train.pgd", None)
     change = next(
@@ -199,7 +207,7 @@ def test_leakage_is_compared_for_private_training(request_: Request, tmp_path: P
 
 
 def test_a_regression_is_hardened(tmp_path: Path) -> None:
-    data = diabetes()
+    data = load_data("demo:diabetes")
     mean, spread = float(data.y_train.mean()), float(data.y_train.std())
     data = replace(data, y_train=(data.y_train - mean) / spread, y_test=(data.y_test - mean) / spread)
     module = nn.Sequential(nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 1))
