@@ -30,7 +30,9 @@ from vauban.schema.errors import (
     UntrustedFile,
     UsageError,
 )
-from vauban.targets.load import load_target, target
+from vauban.targets import load
+from vauban.targets.callable import CallableTarget
+from vauban.targets.load import Maker, load_target, target
 
 FACTORY = """
 from torch import nn
@@ -337,3 +339,24 @@ def test_skops(tmp_path: Path) -> None:
     with pytest.raises(UntrustedFile, match="can run code"):
         load_target(tmp_path / "bad.skops")
     assert not (tmp_path / "ran").exists()
+
+
+class Point:
+    """An entry point of another package."""
+
+    name = "theirs"
+
+    def __init__(self, thing: Any) -> None:
+        self.thing = thing
+
+    def load(self) -> Any:
+        if isinstance(self.thing, Exception):
+            raise self.thing
+        return self.thing
+
+
+def test_plug_ins_come_first_and_broken_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs = Maker(lambda obj: obj == "theirs", lambda obj, asked: CallableTarget(len, id=asked.id))
+    monkeypatch.setattr(load, "entry_points", lambda group: [Point(ImportError("gone")), Point(theirs)])
+    with pytest.warns(UserWarning, match="theirs failed to load and is left out: gone"):
+        assert target("theirs", id="mine").id == "mine"

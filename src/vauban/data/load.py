@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from vauban.core.data import Data
-from vauban.data.demo import DEMOS, split
+from vauban.data.demo import DEMOS
+from vauban.parts.samples import split
 from vauban.schema.errors import BadData, CorruptFile, UnknownName
 
 _FULL = ("x_train", "y_train", "x_test", "y_test")

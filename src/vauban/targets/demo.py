@@ -12,7 +12,7 @@ from torch import nn
 from vauban.core.data import Data
 from vauban.core.registry import Catalogue
 from vauban.core.target import Domain, Target
-from vauban.data.demo import breast_cancer, diabetes, digits
+from vauban.parts.samples import breast_cancer, diabetes, digits
 from vauban.targets.options import Options
 from vauban.targets.sklearn import sklearn_target
 from vauban.targets.torch import TorchTarget, Training

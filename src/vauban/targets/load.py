@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from importlib.metadata import entry_points
@@ -26,9 +27,9 @@ LOADERS: Mapping[str, str] = {
     ".pt": "vauban.targets.statedict:load",
     ".pth": "vauban.targets.statedict:load",
     ".skops": "vauban.targets.skops:load",
-    ".pkl": "vauban.targets.pickled:load",
-    ".pickle": "vauban.targets.pickled:load",
-    ".joblib": "vauban.targets.pickled:load",
+    ".pkl": "vauban.targets.pickles:load",
+    ".pickle": "vauban.targets.pickles:load",
+    ".joblib": "vauban.targets.pickles:load",
 }
 """File suffix -> what reads it."""
 
@@ -150,7 +151,14 @@ def _made(obj: Any, asked: Options) -> Target:
 
 
 def _plugins() -> list[Maker]:
-    return [point.load() for point in entry_points(group="vauban.targets")]
+    """Makers of other packages; one that fails to load is named in a warning and left out."""
+    found: list[Maker] = []
+    for point in entry_points(group="vauban.targets"):
+        try:
+            found.append(point.load())
+        except Exception as error:  # another package's code may raise anything
+            warnings.warn(f"The target plug-in {point.name} failed to load and is left out: {error}", stacklevel=2)
+    return found
 
 
 def _torch(module: nn.Module, asked: Options) -> Target:

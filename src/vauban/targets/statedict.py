@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vauban.artifacts.loading import read_tensors, state_dict, why_untrusted
 from vauban.schema.errors import BadTarget
 from vauban.targets.options import Options
+from vauban.targets.pickles import unpickled_by_torch
 
 
 def load(path: Path, asked: Options) -> nn.Module:
@@ -80,5 +80,5 @@ def _trusted(path: Path) -> nn.Module | dict[str, Tensor]:
     """Whatever the file holds, by the user's word that it may run code."""
     if why_untrusted(path) is None:
         return read_tensors(path)
-    loaded = torch.load(path, map_location="cpu", weights_only=False)
+    loaded = unpickled_by_torch(path)
     return loaded if isinstance(loaded, nn.Module) else state_dict(loaded, path)
