@@ -127,3 +127,25 @@ def test_networks_fit_every_shape(shape: tuple[int, ...]) -> None:
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         Substitute(**settings)
+
+
+def test_a_regression_in_large_units_is_learnt() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        module = nn.Linear(6, 1)
+    with torch.no_grad():
+        module.weight *= 300
+        module.bias += 5000
+    domain = Domain(kind="tabular", task="regression", low=-torch.ones(6), high=torch.ones(6))
+    victim = TorchTarget(module=module, domain=domain)
+    x = torch.rand(400, 6, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    y = victim.forward(x).values.detach().double()
+    data = Data(x[:200], y[:200], x[200:], y[200:])
+    case = Case(target=victim, data=data, domain=domain, modality=cast(Any, None), profile="smoke")
+    agreement = examine(Check("extraction.substitute", ThreatModel(id="any")), case).attempt.measurement(
+        "extraction.agreement"
+    )
+    assert agreement is not None
+    assert agreement.unit == "R2"
+    assert agreement.value is not None
+    assert agreement.value > 0.8

@@ -74,7 +74,7 @@ class Substitute:
     def __call__(self, scene: TheftScene, rng: Rng) -> Replica:
         allowed = min(self.queries, scene.queries)
         x = self._inputs(scene, allowed, rng)
-        answers = _learnable(scene.query(x), scene)
+        answers, centre, spread = _learnable(scene.query(x), scene)
         low, high = _box(scene, x)
         outputs = 1 if scene.kind == "values" else scene.domain.classes or int(answers.max()) + 1
         steps = []
@@ -82,7 +82,7 @@ class Substitute:
             module = network(scene.shape, outputs, low, high, derive_seed(rng.seed, "network"))
             seed = derive_seed(rng.seed, "substitute", count)
             imitate(module, x[:count], answers[:count], seed=seed, steps=self.steps)
-            steps.append((count, _predictor(module, scene.kind)))
+            steps.append((count, _predictor(module, scene.kind, centre, spread)))
         facts = {"rows": min(allowed, len(scene.pool)), "mixtures": max(0, allowed - len(scene.pool))}
         return Replica(predict=steps[-1][1], queries=allowed, steps=tuple(steps), facts=facts)
 
@@ -109,19 +109,22 @@ def _box(scene: TheftScene, like: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def _learnable(answers: Tensor, scene: TheftScene) -> Tensor:
-    """Probabilities from logits; everything else as it is."""
-    return torch.softmax(answers, 1) if scene.kind == "logits" else answers
+def _learnable(answers: Tensor, scene: TheftScene) -> tuple[Tensor, float, float]:
+    """Probabilities from logits, values standardised, everything else as it is; and the centre and spread of values."""
+    if scene.kind == "values":
+        centre, spread = float(answers.mean()), max(float(answers.std(correction=0)), 1e-12)
+        return (answers - centre) / spread, centre, spread
+    return torch.softmax(answers, 1) if scene.kind == "logits" else answers, 0.0, 1.0
 
 
 def _growing(most: int, points: int) -> list[int]:
     return sorted({max(1, most >> power) for power in range(points)})
 
 
-def _predictor(module: nn.Module, kind: str) -> Callable[[Tensor], Tensor]:
+def _predictor(module: nn.Module, kind: str, centre: float, spread: float) -> Callable[[Tensor], Tensor]:
     @torch.no_grad()
     def predict(x: Tensor) -> Tensor:
         scores: Tensor = module(x.to(torch.float32))
-        return scores[:, 0] if kind == "values" else scores
+        return scores[:, 0] * spread + centre if kind == "values" else scores
 
     return predict
