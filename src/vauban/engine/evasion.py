@@ -54,8 +54,7 @@ class Run:
     clean_margin: Tensor
     doubts: list[Doubt]
     notes: list[str]
-    stopped: str = ""
-    """Why the attack ended early, if it did."""
+    facts: dict[str, Any]
 
     @property
     def status(self) -> list[str]:
@@ -109,7 +108,9 @@ class _Piece:
     x: Tensor
     queries: Tensor
     gradients: Tensor
-    stopped: str
+    late: bool
+    """The deadline passed before the attack was through."""
+    facts: dict[str, Any]
 
 
 def _attack_rows(
@@ -128,15 +129,18 @@ def _attack_rows(
         deadline=case.deadline,
         progress=lambda done, total: case.progress(done, total, check.id),
     )
-    stopped = ""
+    late, facts, found = False, {}, None
     try:
         oracle.begin()
         scene = EvasionScene(oracle, x, space, radius, case.domain.classes, case.data.x_train)
-        attack(scene, Rng(case.seed_for(check.id, check.threat.id), np.asarray(case.data.ids)[rows.numpy()]))
-    except Limit as limit:
-        stopped = str(limit)
-    reached = oracle.best.reached.reshape(-1, *[1] * (x.dim() - 1))
-    return _Piece(rows, torch.where(reached, oracle.best.x, x), oracle.spent.queries, oracle.spent.gradients, stopped)
+        artefact = attack(scene, Rng(case.seed_for(check.id, check.threat.id), np.asarray(case.data.ids)[rows.numpy()]))
+        facts, found = artefact.facts, artefact.x if attack.card.joint else None
+    except Limit:  # what was found until then counts; a spent budget is the threat's own bound, a deadline is not
+        late = case.deadline is not None and time.monotonic() > case.deadline
+    if found is None:
+        reached = oracle.best.reached.reshape(-1, *[1] * (x.dim() - 1))
+        found = torch.where(reached, oracle.best.x, x)
+    return _Piece(rows, found, oracle.spent.queries, oracle.spent.gradients, late, facts)
 
 
 def _subset(goal: Goal, rows: Tensor) -> Goal:
@@ -172,14 +176,14 @@ def _gather(
     clean_margin = margins(case.target, goal, clean)
     found = verify(case.target, goal, space, case.modality, case.domain, x, clean, radius)
     wrong = clean_margin > 0
-    limit = next((p.stopped for p in pieces if "time" in p.stopped), "")
     late = torch.zeros(n, dtype=torch.bool)
     for piece in pieces:
-        late[piece.rows] = "time" in piece.stopped
+        late[piece.rows] = piece.late
     letters = ["w" if wrong[i] else "b" if found.broken[i] else "u" if late[i] else "h" for i in range(n)]
     cost = Cost(queries=int(queries.sum()), gradients=gradients, seconds=seconds)
+    facts = pieces[0].facts if len(pieces) == 1 else {}
     return Run(
-        x, "".join(letters), found.margin, found.distance, queries, cost, found, clean_margin, doubts, notes, limit
+        x, "".join(letters), found.margin, found.distance, queries, cost, found, clean_margin, doubts, notes, facts
     )
 
 
@@ -191,12 +195,12 @@ def examine(check: Check, case: Case) -> Outcome:
     card = ATTACKS.load(check.id).card
     curve, zero = _security_curve(check, case, result) if card.curve else (None, [])
     measurements = _measurements(result, check.threat.room.space)
-    known = sum(letter in "wbh" for letter in result.outcomes)
+    late = result.outcomes.count("u")
     attempt = Attempt(
         check=check.id,
         threat=check.threat.id,
-        state="inconclusive" if result.stopped and known < len(result.outcomes) else "assessed",
-        reason=result.stopped,
+        state="inconclusive" if late else "assessed",
+        reason=f"the time limit was reached with {late} of {len(result.outcomes)} samples undecided" if late else "",
         cost=result.cost,
         measurements=measurements,
         caveats=result.notes + _caveats(result, case),
@@ -207,6 +211,7 @@ def examine(check: Check, case: Case) -> Outcome:
         ),
         outcomes=result.outcomes,
         params=dict(check.settings),
+        facts=result.facts,
     )
     hits = torch.tensor([letter == "b" for letter in result.outcomes])
     return Outcome(attempt, {"rows": hits.nonzero().flatten(), "x": result.x[hits].contiguous()} if hits.any() else {})

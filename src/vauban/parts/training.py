@@ -53,9 +53,9 @@ def fit(
 
     The order of batches, dropout and the rest depend on `seed` alone; global random state is as it was afterwards.
     """
-    kind = {"adam": torch.optim.Adam, "sgd": _sgd}[optimiser]
+    make = _OPTIMISERS[optimiser]
     with quiet_rng(seed):
-        optimizer = kind(module.parameters(), lr=rate, weight_decay=weight_decay)
+        optimizer = make(module.parameters(), rate, weight_decay)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if schedule == "cosine" else None
         for epoch in range(epochs):
             for rows in torch.randperm(len(x)).split(batch_size):
@@ -72,8 +72,18 @@ def fit(
     return module.eval()
 
 
-def _sgd(parameters: Iterator[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+def _adam(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=rate, weight_decay=weight_decay)
+
+
+def _sgd(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=weight_decay, nesterov=True)
+
+
+_OPTIMISERS: dict[str, Callable[[Iterator[nn.Parameter], float, float], torch.optim.Optimizer]] = {
+    "adam": _adam,
+    "sgd": _sgd,
+}
 
 
 def reset(module: nn.Module, seed: int) -> nn.Module:

@@ -42,6 +42,7 @@ class APGD:
         spaces=("linf", "l2", "l1"),
         tasks=("classification", "regression"),
         goals=("untargeted", "targeted"),
+        curve=True,
         sources=(
             Source(
                 title="Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
