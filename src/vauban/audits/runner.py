@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+from vauban.attacks.catalog import ATTACKS
 from vauban.audits.gate import judge_gates
 from vauban.audits.machine import machine, versions
 from vauban.audits.plan import Plan, Request, Speed, Unit, identify, plan
@@ -20,6 +21,7 @@ from vauban.audits.store import Journal, guarded
 from vauban.core.data import Data
 from vauban.domains.catalog import modality, settle
 from vauban.engine.case import Case, Outcome
+from vauban.engine.doubt import contradictions
 from vauban.engine.execute import execute
 from vauban.engine.preflight import preflight
 from vauban.reports.write import write
@@ -99,11 +101,20 @@ def carry_out(ready: Ready, folder: Path, watcher: Watcher) -> AuditLog:
     """Attack, judge and write a prepared audit."""
     fresh = {"id": uuid.uuid4().hex[:12], "started": _now()}
     with Journal.open(folder, run_identity(ready), **fresh) as journal:
-        attempts = _run(ready, journal, watcher)
+        attempts = cross_examined(_run(ready, journal, watcher))
         log = conclude(ready, attempts, journal.id, journal.started)
         with guarded(folder):
             write_reports(log, folder, ready.request)
     return log
+
+
+def cross_examined(attempts: list[Attempt]) -> list[Attempt]:
+    """The attempts, with the doubts that show only between them."""
+    needs = {a.check: ATTACKS.load(a.check).card.needs for a in attempts if a.outcomes}
+    found = contradictions(attempts, needs)
+    return [
+        a.model_copy(update={"doubts": [*a.doubts, *found[i]]}) if i in found else a for i, a in enumerate(attempts)
+    ]
 
 
 def write_reports(log: AuditLog, folder: Path, request: Request) -> list[Path]:

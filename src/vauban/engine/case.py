@@ -60,13 +60,6 @@ class Case:
     """`time.monotonic()` at which to stop; checked between steps."""
     shared: dict[str, Any] = field(default_factory=dict)
     """Things that several checks use (reference models), made by the first that needs them."""
-    whole: Data | None = None
-    """The data before test rows were drawn for the audit: for checks that ask one query a row and want many rows."""
-
-    @property
-    def population(self) -> Data:
-        """All the data there is."""
-        return self.whole or self.data
 
     def share(self, key: str, make: Callable[[], Any]) -> Any:
         """The shared thing of that name, made on first use."""

@@ -37,7 +37,6 @@ def examine(check: Check, case: Case) -> Outcome:
     training rows. Skipped without training data, inconclusive with too few records.
     """
     started = time.monotonic()
-    case = replace(case, data=case.population)
     base = Attempt(check=check.id, threat=check.threat.id, state="assessed")
     if not case.data.has_train:
         reason = "who was in the training data is measured on training rows: give x_train, y_train"

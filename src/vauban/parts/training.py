@@ -18,7 +18,7 @@ Optimiser = Literal["adam", "sgd"]
 @contextlib.contextmanager
 def quiet_rng(seed: int) -> Iterator[None]:
     """Global torch randomness seeded inside and put back outside: initialisers and dropout draw from it."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         yield
 
