@@ -130,9 +130,10 @@ def harden(
 @verb(GROUP)
 def demo(out: o.Out = None, seed: o.Seed = None, as_json: o.Json = False, debug: o.Debug = False) -> Reply:
     """A whole audit of a small model, before and after hardening; needs no file and no network."""
-    from vauban.cli.demo import configuration
+    from vauban.cli.demo import configuration, one_thread
 
-    shown = run_harden(settle(None, {**configuration(), "out": out or "vauban-demo", "seed": seed}, environ={}))
+    with one_thread():
+        shown = run_harden(settle(None, {**configuration(), "out": out or "vauban-demo", "seed": seed}, environ={}))
     return replace(shown, exit_code=0)  # it shows what is found; it does not judge
 
 
