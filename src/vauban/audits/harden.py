@@ -29,7 +29,7 @@ from vauban.audits.compare import compare
 from vauban.audits.machine import version
 from vauban.audits.plan import Request, default_threats
 from vauban.audits.progress import Quiet, Watcher
-from vauban.audits.runner import Ready, carry_out, prepare
+from vauban.audits.runner import Ready, carry_out, prepare, write_reports
 from vauban.audits.store import NAME, guarded, write_whole
 from vauban.core.defence import Defence, Hardened, Restorable
 from vauban.core.registry import configure
@@ -38,7 +38,6 @@ from vauban.core.target import Target, TorchBacked
 from vauban.defences.catalog import DEFENCES
 from vauban.engine.context import HouseContext
 from vauban.engine.gate import offered
-from vauban.reports.write import write
 from vauban.schema.cards import DefenceCard
 from vauban.schema.errors import CorruptFile, NotOffered, RunFolder
 from vauban.schema.log import AuditLog, Comparison, Curve
@@ -99,7 +98,7 @@ def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
     comparison = _compared(before, log, card, made, _answers(ready, again))
     log = log.model_copy(update={"before_after": comparison})
     with guarded(folder):
-        write(log, folder, request.formats)
+        write_reports(log, folder, request)
     return After(made.target, comparison, log, before, made.facts)
 
 
