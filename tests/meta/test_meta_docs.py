@@ -56,4 +56,6 @@ def test_generated_pages_are_current() -> None:
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
     for name, (title, catalogue) in build.PAGES.items():
-        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == build.page(title, catalogue), f"{name}: run make docs"
+        assert (ROOT / "docs" / name).read_text(encoding="utf-8") == build.page(title, catalogue), (
+            f"{name}: run make docs"
+        )
