@@ -1,6 +1,7 @@
 """Evasion attacks beside their peers: time against bare passes, and strength on the same samples.
 
-    python bench/evasion.py [--quick] [--seeds 5] [--only pgd,apgd,square,hop_skip_jump]
+    python bench/evasion.py [--quick] [--seeds 5] [--images 1000] [--threads 2]
+        [--only pgd,apgd,square,hop_skip_jump]
 
 One process, two threads, the same model object and samples, contenders in alternating order. Every result is judged
 by `common.broken` (float64 norm, box, fresh forward). Writes results/evasion.json and prints a table.
@@ -58,9 +59,9 @@ class Ours:
 
 def gradient_contenders(job: Job, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, common.Contender]:
     settings: dict[str, dict[str, Any]] = {
-        # the same steps as the peers: constant, 2.5 radii in all
-        "pgd": {"steps": job.steps, "step": 2.5 / job.steps, "decay": False},
-        "apgd": {"steps": job.steps},
+        # the same steps and loss as the peers': constant steps, 2.5 radii in all
+        "pgd": {"steps": job.steps, "step": 2.5 / job.steps, "decay": False, "loss": "ce"},
+        "apgd": {"steps": job.steps, "loss": "ce"},
     }
     theirs = {"pgd": peers.pgd, "apgd": peers.apgd}[job.attack](job.steps)
     name_of = f"evasion.{job.attack}"
@@ -167,8 +168,8 @@ def _strength(job: Job, x: Tensor, out: list[Any], hits: Any, mine: Any) -> dict
     return found
 
 
-def plan(quick: bool) -> list[Job]:
-    few = 250 if quick else 1000
+def plan(quick: bool, images: int | None) -> list[Job]:
+    few = images or (250 if quick else 1000)
     return [
         Job("pgd", "robust", few, 40),
         Job("pgd", "natural", few, 40),
@@ -183,11 +184,12 @@ def main() -> None:
     options.add_argument("--quick", action="store_true", help="250 images, two seeds")
     options.add_argument("--seeds", type=int, help="5; 2 with --quick")
     options.add_argument("--only", default=",".join(CONTENDERS), help="attacks, comma-separated")
+    options.add_argument("--images", type=int, help="for the gradient attacks; 1000, or 250 with --quick")
     options.add_argument("--threads", type=int, default=2)
     given = options.parse_args()
     torch.set_num_threads(given.threads)
     results: dict[str, Any] = {}
-    for job in plan(given.quick):
+    for job in plan(given.quick, given.images):
         if job.attack not in given.only.split(","):
             continue
         rows = run(job, given.seeds or (2 if given.quick else 5))
