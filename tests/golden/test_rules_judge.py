@@ -166,6 +166,37 @@ def test_a_leak_that_the_blind_baseline_explains_is_a_note(context: Context) -> 
     assert fired([attempt("leakage.lira", auc)], context)["leakage.membership"].severity == "high"
 
 
+def test_a_tangent_of_a_model_that_is_not_linear_is_no_copy(context: Context) -> None:
+    """Equation solving also reports how often its formula agrees: that is neither exact nor a trained copy."""
+    agreement = measurement("extraction.agreement", 0.95, 0.93, 0.97)
+    tangent = attempt("extraction.exact", agreement, facts={"linear": False, "deviation": 0.8})
+    assert fired([tangent], context) == {}
+    liar = attempt("extraction.exact", measurement("extraction.max_parameter_error", 0.0), facts={"linear": False})
+    assert fired([liar], context) == {}
+    assert set(fired([attempt("extraction.substitute", agreement)], context)) == {"extraction.substitute_copy"}
+
+
+def test_a_thief_with_rows_of_his_own_scores_below_one_who_needs_none(context: Context) -> None:
+    agreement = measurement("extraction.agreement", 0.95, 0.93, 0.97)
+    needs = {"extraction.substitute": ("labels",)}
+    blind = Context(target=context.target, data=context.data, needs=needs)
+    with_rows, without = (
+        fired([attempt("extraction.substitute", agreement, facts={"rows": rows})], blind)["extraction.substitute_copy"]
+        for rows in (1000, 0)
+    )
+    assert (with_rows.score_inputs["knowledge"], without.score_inputs["knowledge"]) == (0.9, 1.0)
+    assert with_rows.score < without.score
+
+
+def test_one_finding_a_rule_and_threat(context: Context) -> None:
+    flips = [attempt("tampering.bit_flip", measurement("tampering.flips_to_collapse", v)) for v in (900.0, 12.0)]
+    found = judge(flips, context, today=TODAY)
+    assert [f.rule for f in found] == ["tampering.bit_flips"]
+    assert found[0].claim.startswith("12 ")
+    assert found[0].evidence.attempts == [1, 0]
+    assert found[0].reproduce
+
+
 def test_the_command_names_target_data_and_threat(context: Context) -> None:
     finding = fired([attempt("evasion.apgd", outcomes="bbbb")], context)["evasion.not_robust"]
     assert finding.reproduce.startswith("vauban attack evasion.apgd m.pt2 --data d.npz --threat linf:0.1")

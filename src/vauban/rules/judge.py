@@ -27,7 +27,19 @@ def judge(
     suppressions still hold. What `suppress.notes` says of them belongs into the log's notes."""
     found: list[Finding] = [f for rule in RULES.ids() for f in RULES.load(rule)()(attempts, context)]
     found.sort(key=lambda f: (SEVERITIES.index(f.severity), -f.score, f.rule, f.threat or ""))
-    return suppress.apply(found, suppressions, today or date.today())
+    return suppress.apply(_one_each(found), suppressions, today or date.today())
+
+
+def _one_each(found: Sequence[Finding]) -> list[Finding]:
+    """One finding a rule and threat: the worst, which takes over what the others rest on."""
+    kept: dict[tuple[str, str | None], Finding] = {}
+    for finding in found:
+        first = kept.setdefault((finding.rule, finding.threat), finding)
+        known = first.evidence.attempts
+        attempts = [*known, *(i for i in finding.evidence.attempts if i not in known)]
+        evidence = first.evidence.model_copy(update={"attempts": attempts})
+        kept[finding.rule, finding.threat] = first.model_copy(update={"evidence": evidence})
+    return list(kept.values())
 
 
 def counts(attempts: Sequence[Attempt]) -> dict[State, int]:

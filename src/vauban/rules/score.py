@@ -4,7 +4,8 @@
 
 - impact, 0 to 1: the measured effect, taken at the end of its interval nearest to harmless, on the scale that the rule
   states. Little evidence therefore gives a low score.
-- knowledge, 0 to 1: how little the attacker must know. Answers alone 1.0; training data 0.9; the model's insides 0.8.
+- knowledge, 0 to 1: how little the attacker must know or hold. Answers alone 1.0; the training data, or data of the same
+  distribution, 0.9; the model's insides 0.8.
 - cost, 0 to 1: how little it costs him, one step down for each factor of ten (see `cheap`).
 
 Bands: 9 and above critical, 7 high, 4 medium, below that low; the same numbers that code-scanning services use.
@@ -21,7 +22,7 @@ from vauban.schema.log import Severity
 BANDS: tuple[tuple[float, Severity], ...] = ((9.0, "critical"), (7.0, "high"), (4.0, "medium"), (0.0, "low"))
 ANSWERS, DATA, INSIDES = 1.0, 0.9, 0.8
 _INSIDE = frozenset({"logits", "gradients", "features", "weights_read", "weights_write", "artifact", "unknown"})
-_DATA = frozenset({"data_write", "training"})
+_DATA = frozenset({"data_read", "data_write", "training"})
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class ExactCopy:
 
     def __call__(self, attempts: Sequence[Attempt], context: Context) -> Iterable[Finding]:
         for number, attempt, error in measured(assessed(attempts, "extraction"), ERROR):
-            if error.value is None or error.value > EXACT:
+            if error.value is None or error.value > EXACT or attempt.facts.get("linear") is False:
                 continue
             queries = attempt.measurement(QUERIES)
             spent = queries.value if queries is not None and queries.value is not None else attempt.cost.queries

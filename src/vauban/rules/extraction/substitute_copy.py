@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from vauban.rules.base import Context, assessed, low_end, make, measured, percent, quantity
-from vauban.rules.extraction.exact_copy import ERROR, EXACT, FREE_QUERIES, QUERIES
+from vauban.rules.extraction.exact_copy import FREE_QUERIES, QUERIES
 from vauban.rules.score import Score, cheap, knowledge, scale
 from vauban.schema.cards import RuleCard, Source
 from vauban.schema.log import Attempt, Finding
 
-AGREEMENT = "extraction.agreement"
+ATTACK, AGREEMENT = "extraction.substitute", "extraction.agreement"
 HARMLESS, FULL = 0.6, 0.98
 
 
@@ -24,8 +24,8 @@ class SubstituteCopy:
         meaning="Somebody who only asks questions trains a model of his own that answers as yours does: the work that went "
         "into yours is gone, and attacks can be prepared on the copy in peace.",
         measured="The share of unseen inputs on which copy and original agree, at the lower end of its interval: 60 % is "
-        "harmless, 98 % full impact. Cost is the number of queries: 10,000 are free. It is silent where the same check "
-        "recovered the parameters exactly.",
+        "harmless, 98 % full impact. Knowledge counts the real rows that the thief asked with. Cost is the number of "
+        "queries: 10,000 are free.",
         false_positives="An easy task: whoever has labelled data gets the same agreement without your model.",
         remedies=(
             "Limit queries per user and watch for inputs that cover the space evenly.",
@@ -43,14 +43,14 @@ class SubstituteCopy:
 
     def __call__(self, attempts: Sequence[Attempt], context: Context) -> Iterable[Finding]:
         for number, attempt, agreement in measured(assessed(attempts, "extraction"), AGREEMENT):
-            error = attempt.measurement(ERROR)
-            exact = error is not None and error.value is not None and error.value <= EXACT
-            if exact or low_end(agreement) <= HARMLESS:
+            # Other thefts also report an agreement, of a formula or a tangent: no copy was trained there.
+            if attempt.check != ATTACK or low_end(agreement) <= HARMLESS:
                 continue
             queries = attempt.measurement(QUERIES)
             spent = queries.value if queries is not None and queries.value is not None else attempt.cost.queries
             impact = scale(low_end(agreement), HARMLESS, FULL)
-            score = Score(impact, knowledge(context.access(attempt.check)), cheap(spent, FREE_QUERIES))
+            held = {"data_read"} if attempt.facts.get("rows") else set()
+            score = Score(impact, knowledge(context.access(attempt.check) | held), cheap(spent, FREE_QUERIES))
             claim = (
                 f"A model trained on {quantity(spent)} answers agrees with the original on "
                 f"{percent(agreement.value or 0)} of inputs that it never asked about."
