@@ -9,15 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vauban.audits.compare import change, compare, independent, paired, wilson
+from vauban.audits.compare import GOOD_WHEN_HIGH, change, compare, independent, overlay, paired, wilson
 from vauban.audits.gate import Gate, judge_gates
+from vauban.reports.text import CONTROLS
 from vauban.schema.log import (
     Attempt,
     AuditLog,
+    Curve,
     DataInfo,
     Finding,
     Measurement,
     RunInfo,
+    Series,
     TargetInfo,
     Verdict,
 )
@@ -109,6 +112,63 @@ def test_the_same_samples_are_compared_in_pairs() -> None:
     assert together.method.startswith("paired over 100")
     assert apart.better is None
     assert apart.method.startswith("independent")
+
+
+def leak(check: str, auc: float) -> Attempt:
+    m = Measurement(name="leakage.membership.auc", value=auc, low=auc - 0.01, high=auc + 0.01, unit="auc")
+    return Attempt(check=check, threat="queries", state="assessed", measurements=[m])
+
+
+def named(attempt: Attempt, check: str) -> Attempt:
+    return attempt.model_copy(update={"check": check})
+
+
+def test_the_headline_takes_all_attacks_together_and_the_worst_of_the_rest() -> None:
+    """Two attacks that break different samples: 1 of 4 stays right before, 3 of 4 after; the clean rate stands once."""
+    before = [
+        robust("bhhh"),
+        named(robust("hbbh"), "evasion.apgd"),
+        leak("leakage.lira", 0.6),
+        leak("leakage.rmia", 0.7),
+    ]
+    after = [
+        robust("hhhh"),
+        named(robust("hhbh"), "evasion.apgd"),
+        leak("leakage.lira", 0.66),
+        leak("leakage.rmia", 0.55),
+    ]
+    rows = compare(log(before), log(after)).headline
+    assert [(r.name, r.before, r.after) for r in rows] == [
+        ("evasion.clean_accuracy", 1.0, 1.0),
+        ("evasion.robust_accuracy", 0.25, 0.75),
+        ("leakage.membership.auc", 0.7, 0.66),
+    ]
+    assert rows[1].check == "all 2 attacks together"
+    assert rows[1].method.startswith("paired over 4")
+    assert rows[2].check == "leakage.rmia before, leakage.lira after"
+    assert rows[2].better is True
+
+
+def test_the_headline_leaves_out_what_one_run_lacks() -> None:
+    lost = leak("leakage.lira", 0.6).model_copy(update={"state": "error", "measurements": []})
+    assert compare(log([leak("leakage.lira", 0.6)]), log([lost])).headline == []
+
+
+def test_controls_are_not_judged() -> None:
+    assert set(GOOD_WHEN_HIGH).isdisjoint(CONTROLS)
+
+
+def test_lines_that_are_the_same_in_both_are_drawn_once() -> None:
+    def roc(power: float) -> Curve:
+        x = [0.0, 0.5, 1.0]
+        lines = {"attack": power, "blind baseline (inputs only)": power, "chance": 1.0}
+        series = [Series(label=name, x=x, y=[v**p for v in x]) for name, p in lines.items()]
+        return Curve(id="roc", title="ROC", x_label="", y_label="", series=series)
+
+    a, b = (leak("leakage.lira", 0.6).model_copy(update={"curves": [roc(p)]}) for p in (0.2, 0.6))
+    (together,) = overlay(a, b)
+    assert [s.label for s in together.series] == ["before", "after", "chance"]
+    assert [s.y[1] for s in together.series] == pytest.approx([0.5**0.2, 0.5**0.6, 0.5])
 
 
 def test_a_run_compared_with_itself_shows_no_change() -> None:

@@ -7,18 +7,22 @@ import re
 from html.parser import HTMLParser
 from importlib.resources import files
 from types import ModuleType
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vauban.reports import text
-from vauban.reports.charts import MOST_POINTS, chart, merged, nice
-from vauban.reports.html import Html, bar, commands
+from vauban.reports import terminal, text
+from vauban.reports.charts import MOST_LABEL, MOST_POINTS, chart, merged, nice
+from vauban.reports.html import Html, bar, commands, move
+from vauban.reports.markdown import Markdown
 from vauban.reports.view import PICTURES, view
 from vauban.reports.words import catalogue, translator
+from vauban.rules.catalog import RULES
+from vauban.rules.judge import verdict
 from vauban.schema.errors import BadOption
-from vauban.schema.log import SEVERITIES, Attempt, AuditLog, Curve, Exhibit, Measurement, Series, Verdict
+from vauban.schema.log import SEVERITIES, Attempt, AuditLog, Change, Curve, Exhibit, Measurement, Series, Verdict
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 NASTY = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
@@ -123,6 +127,115 @@ def test_before_and_after_comes_first(page: str, logs: ModuleType) -> None:
     assert 'id="compare"' not in Html().render(logs.make_log(rich=False))
 
 
+def changed(name: str, before: float | None, after: float | None, **more: Any) -> Change:
+    gap = None if before is None or after is None else after - before
+    return Change(
+        check="a.b", threat=None, name=name, before=before, after=after, difference=gap, low=None, high=None, **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (changed("evasion.robust_accuracy", 0.1, 0.7, better=True), "better"),
+        (changed("evasion.robust_accuracy", 0.7, 0.1, better=False), "worse"),
+        (changed("evasion.robust_accuracy", 0.7, 0.69), "cannot be told"),
+        (changed("evasion.robust_accuracy", 0.7, 0.7), "unchanged"),
+        (changed("evasion.robust_accuracy", None, 0.7), ""),
+        *((changed(name, 0.5, 0.7), "") for name in sorted(text.CONTROLS)),
+    ],
+)
+def test_a_change_in_a_word(change: Change, word: str) -> None:
+    assert text.outcome(change) == word
+
+
+def test_the_headline_is_open_and_the_rest_folded(log: AuditLog) -> None:
+    few = [changed("evasion.clean_accuracy", 1.0, 0.98), changed("evasion.robust_accuracy", 0.1, 0.7, better=True)]
+    many = [changed("leakage.blind_auc", 0.5, 0.51, unit="auc")] * 30
+    assert log.before_after is not None
+    both = log.before_after.model_copy(update={"headline": few, "changes": many})
+    long = log.model_copy(update={"before_after": both})
+    page = Html().render(long)
+    opened, folded = page.index('class="headline"'), page.index('<details class="bulk">')
+    assert page[opened:folded].count('class="change"') == 2
+    assert page[opened:folded].count("<figure>") == 1
+    assert "blind baseline" not in page[opened:folded]
+    assert "All measurements (30)" in " ".join(Page(page).text.split())
+    assert "defended with train.pgd" in page[: page.index("<h1>")]
+    assert terminal.render(long, width=140).count("blind baseline, area") == 0
+    assert Markdown().render(long).count("blind baseline, area") == 0
+
+
+def test_an_unchanged_number_makes_no_noise() -> None:
+    assert text.signed(0.0, "linf") == "±0"
+    assert text.between(0.0, 0.0, "linf") == ""
+    assert text.between(-0.25, 0.5, "linf") == "−0.25 … +0.5"
+    assert text.between(-0.05, 0.1) == "−5.0 … +10.0"
+
+
+def test_a_move_is_drawn_from_before_to_after_with_its_interval() -> None:
+    change = changed("evasion.robust_accuracy", 0.25, 0.75).model_copy(update={"low": 0.25, "high": 1.0})
+    drawn = move(change)
+    assert '<circle class="from" cx="31.0"' in drawn
+    assert '<circle cx="89.0"' in drawn
+    assert 'd="M60.0 8H118.0"' in drawn
+    assert move(changed("tampering.flips_to_collapse", 11.0, 10.0, unit="flips")) == ""
+
+
+def variants(logs: ModuleType) -> dict[str, AuditLog]:
+    """Audits that leave most of the page empty, or fill it with something else than pictures."""
+    plain: AuditLog = logs.make_log(rich=False)
+    skipped = [
+        a.model_copy(
+            update={"state": "skipped", "reason": "excluded", "measurements": [], "exhibits": [], "curves": []}
+        )
+        for a in plain.attempts
+    ]
+    table = Exhibit(title="Row 7", columns=["feature", "clean", "changed"], rows=[["income", "12.5", "13.1"]])
+    error = Measurement(name="evasion.robust_accuracy", value=0.4, low=0.3, high=0.5, n=50)
+    regression = [
+        Attempt(
+            check="evasion.pgd", threat="l2:1", state="assessed", measurements=[error], exhibits=[table], outcomes="bh"
+        )
+    ]
+    target = plain.target.model_copy(update={"domain": "tabular", "task": "regression", "classes": None})
+    made = {
+        "unhardened": (plain.attempts, plain.findings, plain.target),
+        "harmless": (plain.attempts[3:4], [], plain.target),
+        "skipped": (skipped, [], plain.target),
+        "regression": (regression, [], target),
+    }
+    return {
+        name: plain.model_copy(
+            update={"attempts": a, "findings": f, "target": t, "verdict": verdict(a, f), "notes": []}
+        )
+        for name, (a, f, t) in made.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "said"),
+    [
+        ("unhardened", "Failed", "What to do first"),
+        ("harmless", "Passed", "No finding."),
+        ("skipped", "No verdict", "nothing could be examined"),
+        ("regression", "Passed", "income"),
+    ],
+)
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_sparse_audits_make_whole_pages(logs: ModuleType, name: str, state: str, said: str, lang: str) -> None:
+    sparse = variants(logs)[name]
+    page = Page(Html(lang).render(sparse))
+    seen = " ".join(page.text.split())
+    assert translator(lang)(state) in seen
+    assert said in seen or translator(lang)(said) in seen or lang == "zh"
+    assert "None" not in seen
+    assert "compare" not in page.ids
+    assert {href[1:] for href in page.links} <= set(page.ids)
+    assert terminal.render(sparse, width=120)
+    assert Markdown(lang).render(sparse)
+
+
 def test_coverage_is_shown_even_where_nothing_was_examined(log: AuditLog) -> None:
     nothing = Verdict(state="inconclusive", assessed=0, not_assessed=0)
     bare = log.model_copy(update={"attempts": [], "findings": [], "verdict": nothing, "before_after": None})
@@ -193,7 +306,18 @@ def fixed_strings() -> set[str]:
     source += files("vauban.reports").joinpath("markdown.py").read_text(encoding="utf-8").replace("'", '"')
     found = set(re.findall(r'\bt\("([^"]+)"\)', source))
     found |= {"Passed", "Failed", "No verdict", "impact", "knowledge", "cost", "pass", "warn", "fail", *SEVERITIES}
-    found |= {"assessed", "inconclusive", "error", "skipped", "not applicable", *text.NAMES.values()}
+    found |= {
+        "assessed",
+        "inconclusive",
+        "error",
+        "skipped",
+        "not applicable",
+        "yes",
+        "no",
+        *text.NAMES.values(),
+        *text.FACTS.values(),
+    }
+    found |= {RULES.load(rule).card.name for rule in RULES.ids()}
     return found
 
 
@@ -252,6 +376,21 @@ def test_a_gap_breaks_the_line_and_a_point_lies_where_it_should() -> None:
     assert path[1].count("M") == 2
     assert path[1].startswith("M50.0 208.0L")
     assert "<title>t</title><desc>" in drawn
+
+
+def test_steps_hold_until_the_next_point() -> None:
+    series = Series(label="", x=[0, 1, 2], y=[0.0, 0.5, 1.0])
+    drawn = chart(Curve(id="c", title="t", x_label="x", y_label="y", shape="steps", series=[series]))
+    path = re.search(r'class="line s0" d="([^"]+)"', drawn)
+    assert path is not None
+    assert path[1] == "M50.0 208.0" + "".join(f"H{x}L{x} {y}" for x, y in ((238.0, 110.0), (426.0, 12.0)))
+
+
+def test_a_long_name_is_cut_to_the_width_of_the_chart() -> None:
+    series = Series(label="x" * 200, x=[0, 1], y=[0, 1])
+    drawn = chart(Curve(id="c", title="t", x_label="x", y_label="y", series=[series]))
+    assert "x" * (MOST_LABEL - 1) + "…" in drawn
+    assert "x" * MOST_LABEL not in drawn
 
 
 def test_long_curves_are_thinned_and_keep_their_ends() -> None:

@@ -9,9 +9,13 @@ are taken as independent, and their own intervals are combined (MOVER: Zou and D
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from vauban.schema.log import Attempt, AuditLog, Change, Comparison, Curve, Measurement
+from vauban.rules.evasion.union import union
+from vauban.schema.log import Attempt, AuditLog, Change, Comparison, Curve, Measurement, Series
+
+Pair = tuple[Attempt, Attempt]
+"""The same check and threat, before and after."""
 
 Z = 1.959963984540054
 """Two-sided 95 %."""
@@ -21,7 +25,6 @@ GOOD_WHEN_HIGH: dict[str, bool] = {
     "evasion.robust_accuracy": True,
     "evasion.certified_accuracy": True,
     "evasion.median_distance": True,
-    "evasion.queries_median": True,
     "leakage.membership.auc": False,
     "leakage.membership.tpr_at_fpr_1pct": False,
     "leakage.membership.tpr_at_fpr_0.1pct": False,
@@ -31,7 +34,6 @@ GOOD_WHEN_HIGH: dict[str, bool] = {
     "leakage.reconstruction.psnr": False,
     "extraction.agreement": False,
     "extraction.accuracy": False,
-    "extraction.queries": True,
     "extraction.max_parameter_error": True,
     "poisoning.attack_success_rate": False,
     "poisoning.clean_accuracy": True,
@@ -39,9 +41,21 @@ GOOD_WHEN_HIGH: dict[str, bool] = {
     "poisoning.detection_fpr_clean": False,
     "poisoning.trigger_index": False,
     "tampering.flips_to_collapse": True,
-    "tampering.random_control_accuracy": True,
 }
-"""For each measurement, whether a larger value is the safer one; one that is not here is shown without judgement."""
+"""For each outcome, whether a larger value is the safer one. Controls and costs are none, and are never judged."""
+
+WORST: dict[str, Callable[[Iterable[float]], float]] = {
+    "evasion.certified_accuracy": max,
+    "leakage.membership.auc": max,
+    "leakage.membership.tpr_at_fpr_1pct": max,
+    "extraction.agreement": max,
+    "poisoning.attack_success_rate": max,
+    "tampering.flips_to_collapse": min,
+}
+"""Numbers of the headline, and which of several attacks speaks for all: the most successful one."""
+
+CONTROLS = ("blind baseline", "null control")
+"""First words of the lines that are no attack."""
 
 OUTCOMES = {"evasion.robust_accuracy": "hc", "evasion.clean_accuracy": "bhcu"}
 """Letters of `Attempt.outcomes` that count as a success in a rate."""
@@ -55,13 +69,15 @@ def compare(before: AuditLog, after: AuditLog, defence: str | None = None) -> Co
     )
     changes: list[Change] = []
     curves: list[Curve] = []
-    for a, b in pairs(before, after):
+    both = list(pairs(before, after))
+    for a, b in both:
         changes += [change(a, b, m, same) for m in a.measurements if b.measurement(m.name) is not None]
         curves += overlay(a, b)
     return Comparison(
         defence=defence,
         before=before.target.id,
         after=after.target.id,
+        headline=headline(both, same),
         changes=changes,
         curves=curves,
         caveats=_caveats(before, after, same),
@@ -78,6 +94,57 @@ def pairs(before: AuditLog, after: AuditLog) -> Iterator[tuple[Attempt, Attempt]
             yield attempt, twin
 
 
+def headline(both: Sequence[Pair], same_samples: bool) -> list[Change]:
+    """Clean accuracy once, accuracy under all attacks together for each threat, and the worst of every other number."""
+    done = [(a, b) for a, b in both if (a.state, b.state) == ("assessed", "assessed")]
+    rows = _under_attack([(a, b) for a, b in done if a.outcomes and b.outcomes], same_samples)
+    for name, worst in WORST.items():
+        found = [(a, b) for a, b in done if _value(a, name) is not None and _value(b, name) is not None]
+        if not found:
+            continue
+        a, b = (_speaker([pair[side] for pair in found], name, worst) for side in (0, 1))
+        first = a.measurement(name)
+        assert first is not None, "it was looked for above"
+        row = change(a, b, first, same_samples)
+        who = a.check if a.check == b.check else f"{a.check} before, {b.check} after"
+        rows.append(row.model_copy(update={"check": who}))
+    return rows
+
+
+def _under_attack(both: Sequence[Pair], same_samples: bool) -> list[Change]:
+    """Each sample counts with its worst outcome over the attacks that both runs hold."""
+    groups: dict[str | None, list[Pair]] = {}
+    for a, b in both:
+        groups.setdefault(a.threat, []).append((a, b))
+    rows: list[Change] = []
+    for found in groups.values():
+        a, b = (_together([pair[side] for pair in found]) for side in (0, 1))
+        clean, robust = (change(a, b, m, same_samples) for m in a.measurements)
+        rows += [*([] if rows else [clean.model_copy(update={"check": "clean inputs", "threat": None})]), robust]
+    return rows
+
+
+def _together(attempts: Sequence[Attempt]) -> Attempt:
+    worst = union(list(enumerate(attempts)))
+    return Attempt(
+        check=f"all {len(attempts)} attacks together" if len(attempts) > 1 else attempts[0].check,
+        threat=attempts[0].threat,
+        state="assessed",
+        measurements=[worst.clean_accuracy, worst.robust_accuracy],
+        outcomes=worst.outcomes,
+    )
+
+
+def _speaker(attempts: Sequence[Attempt], name: str, worst: Callable[[Iterable[float]], float]) -> Attempt:
+    values = {i: value for i, a in enumerate(attempts) if (value := _value(a, name)) is not None}
+    return attempts[next(i for i, value in values.items() if value == worst(values.values()))]
+
+
+def _value(attempt: Attempt, name: str) -> float | None:
+    found = attempt.measurement(name)
+    return None if found is None else found.value
+
+
 def change(a: Attempt, b: Attempt, first: Measurement, same_samples: bool) -> Change:
     """One measurement before and after. `better` is None where the interval holds 0 or no direction is known."""
     second = b.measurement(first.name)
@@ -86,7 +153,7 @@ def change(a: Attempt, b: Attempt, first: Measurement, same_samples: bool) -> Ch
     if first.value is None or second.value is None:
         low = high = None
         method = "not measured on both sides"
-    elif same_samples and letters and a.outcomes and len(a.outcomes) == len(b.outcomes):
+    elif same_samples and letters and _paired(a.outcomes, b.outcomes):
         low, high = paired([c in letters for c in a.outcomes], [c in letters for c in b.outcomes])
         method = f"paired over {len(a.outcomes)} samples, Newcombe 95 %"
     else:
@@ -105,6 +172,11 @@ def change(a: Attempt, b: Attempt, first: Measurement, same_samples: bool) -> Ch
         better=_better(first, second, low, high),
         method=method,
     )
+
+
+def _paired(before: str, after: str) -> bool:
+    """Whether both runs know the outcome of every sample."""
+    return bool(before) and len(before) == len(after) and "u" not in before + after
 
 
 def _better(before: Measurement, after: Measurement, low: float | None, high: float | None) -> bool | None:
@@ -156,23 +228,34 @@ def independent(before: Measurement, after: Measurement) -> tuple[float | None, 
 
 
 def overlay(a: Attempt, b: Attempt) -> list[Curve]:
-    """Each curve that both attempts hold, with the series of both."""
+    """Each curve that both attempts hold, with the lines of both; what is the same in both is drawn once."""
     later = {c.id: c for c in b.curves}
     return [
         first.model_copy(
             update={
                 "id": f"{a.check}.{a.threat or ''}.{first.id}",
-                "title": f"{first.title}, before and after",
-                "series": [
-                    s.model_copy(update={"label": f"{when}: {s.label}"})
-                    for when, curve in (("before", first), ("after", later[first.id]))
-                    for s in curve.series
-                ],
+                "title": f"{first.title} ({a.check})",
+                "series": _lines(first, later[first.id]),
+                "reading": "",
             }
         )
         for first in a.curves
         if first.id in later
     ]
+
+
+def _lines(before: Curve, after: Curve) -> list[Series]:
+    """Lines that differ, named by side, then those that do not. Controls stay with the attempts."""
+    sides = [[s for s in curve.series if not s.label.startswith(CONTROLS)] for curve in (before, after)]
+    shared = [s for s in sides[0] if s in sides[1]]
+    moved = [[s for s in side if s not in shared] for side in sides]
+    alone = all(len(side) <= 1 for side in moved)
+    named = [
+        s.model_copy(update={"label": when if alone else f"{s.label}, {when}"})
+        for when, side in zip(("before", "after"), moved, strict=True)
+        for s in side
+    ]
+    return [*named, *shared]
 
 
 def _caveats(before: AuditLog, after: AuditLog, same: bool) -> list[str]:

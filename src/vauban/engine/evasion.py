@@ -303,6 +303,7 @@ def _query_curve(result: Run) -> Curve | None:
         x_label="queries a sample",
         y_label="share broken",
         x_scale="log",
+        shape="steps",
         series=[Series(label="broken", x=[float(g) for g in grid], y=list(share))],
         reading=f"Half of the successes needed at most {np.median(used):.0f} queries.",
     )

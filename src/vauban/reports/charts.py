@@ -17,6 +17,8 @@ WIDTH, PLOT = 440, 236
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 40
 MOST_POINTS = 240
 MOST_SERIES = 6
+MOST_LABEL = 54
+"""Characters that fit into the width of a chart."""
 STYLE = """
 svg.chart{font:12px system-ui,sans-serif;color-scheme:light dark;--ink:#24272d;--soft:#777d87;--rule:#8883;
 --c0:#1d6fa5;--c1:#c2571a;--c2:#5b8c2a;--c3:#8a4fb0;--c4:#b0862a;--c5:#3f8f8a}
@@ -53,13 +55,13 @@ class Axis:
 def chart(curve: Curve, standalone: bool = False) -> str:
     """One `<svg>`; `standalone` brings its own colours along, for a file of its own."""
     series = [_thinned(s) for s in curve.series[:MOST_SERIES]]
-    x = _axis(_all(s.x for s in series), LEFT, WIDTH - RIGHT, curve.x_scale == "log")
+    x = _axis(_all(s.x for s in series), LEFT, WIDTH - RIGHT, curve.x_scale == "log", share=False)
     ys = _all([*(s.y for s in series), *(s.low or [] for s in series), *(s.high or [] for s in series)])
-    y = _axis(ys, TOP + PLOT - BOTTOM, TOP, curve.y_scale == "log")
+    y = _axis(ys, TOP + PLOT - BOTTOM, TOP, curve.y_scale == "log", share=True)
     legend, extra = _legend(series)
     parts = [*_grid(curve, x, y)]
     for index, line in enumerate(series):
-        parts += [_band(line, index, x, y), *_line(line, index, x, y)]
+        parts += [_band(line, index, x, y), *_line(line, index, x, y, curve.shape == "steps")]
     height = TOP + PLOT + extra
     style = f"<style>{STYLE}{RULES}</style>" if standalone else ""
     title = escape(curve.title or curve.id)
@@ -101,13 +103,14 @@ def nice(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def _axis(values: Sequence[float], start: float, end: float, log: bool) -> Axis:
+def _axis(values: Sequence[float], start: float, end: float, log: bool, share: bool) -> Axis:
+    """The range of the values, from 0 where it is linear; `share` ends at 1 what comes near it."""
     seen = [v for v in values if v > 0] if log else list(values)
     low, high = (min(seen), max(seen)) if seen else (0.1 if log else 0.0, 1.0)
     if log:
         return Axis(low, high if high > low else low * 10, start, end, log=True)
     low = min(0.0, low)
-    high = 1.0 if 0.3 < high <= 1 and low == 0 else high
+    high = 1.0 if share and 0.3 < high <= 1 and low == 0 else high
     return Axis(low, high if high > low else low + 1, start, end)
 
 
@@ -153,15 +156,16 @@ def _grid(curve: Curve, x: Axis, y: Axis) -> Iterable[str]:
     )
 
 
-def _line(series: Series, index: int, x: Axis, y: Axis) -> Iterable[str]:
+def _line(series: Series, index: int, x: Axis, y: Axis, steps: bool) -> Iterable[str]:
     points = [(x.at(a), y.at(b)) if b is not None and math.isfinite(b) else None for a, b in _pairs(series.x, series.y)]
     path, pen = [], "M"
     for point in points:
-        path.append(f"{pen}{point[0]} {point[1]}" if point else "")
+        across = f"H{point[0]}" if point and steps and pen == "L" else ""
+        path.append(f"{across}{pen}{point[0]} {point[1]}" if point else "")
         pen = "L" if point else "M"
     dash = f' stroke-dasharray="{DASHES[index]}"' if DASHES[index] else ""
     yield f'<path class="line s{index}"{dash} d="{"".join(path)}"/>'
-    if len(points) <= 16:
+    if len(points) <= 16 and not steps:
         yield from (f'<circle class="f{index}" cx="{p[0]}" cy="{p[1]}" r="3"/>' for p in points if p)
 
 
@@ -186,12 +190,13 @@ def _legend(series: Sequence[Series]) -> tuple[str, int]:
         return "", 0
     x, y, parts = float(LEFT), TOP + PLOT + 14, []
     for index, line in enumerate(series):
-        width = 34 + 6.4 * len(line.label)
+        label = line.label if len(line.label) <= MOST_LABEL else f"{line.label[: MOST_LABEL - 1]}…"
+        width = 34 + 6.4 * len(label)
         if x > LEFT and x + width > WIDTH:
             x, y = float(LEFT), y + 18
         dash = f' stroke-dasharray="{DASHES[index]}"' if DASHES[index] else ""
         parts.append(f'<line class="line s{index}"{dash} x1="{x}" x2="{x + 20}" y1="{y - 4}" y2="{y - 4}"/>')
-        parts.append(f'<text class="name" x="{x + 26}" y="{y}">{escape(line.label)}</text>')
+        parts.append(f'<text class="name" x="{x + 26}" y="{y}">{escape(label)}</text>')
         x = round(x + width, 1)
     return "".join(parts), y - TOP - PLOT + 6
 

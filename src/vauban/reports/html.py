@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from vauban.reports import text
 from vauban.reports.charts import RULES, STYLE, chart
-from vauban.reports.view import view
+from vauban.reports.view import headline, view
 from vauban.reports.words import Translate, translator
 from vauban.schema.log import AuditLog, Change, Curve, Measurement
 
@@ -32,7 +32,8 @@ class Html:
     def render(self, log: AuditLog) -> str:
         page = environment(self.t).get_template("report.html.j2")
         css = files("vauban.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
-        return page.render(view=view(log), log=log, lang=self.lang, css=Markup(f"{css}{STYLE}{RULES}"))
+        first = headline(log.before_after) if log.before_after else []
+        return page.render(view=view(log), log=log, headline=first, lang=self.lang, css=Markup(f"{css}{STYLE}{RULES}"))
 
 
 def environment(t: Translate) -> Environment:
@@ -49,15 +50,18 @@ def environment(t: Translate) -> Environment:
         chart=_chart,
         bar=bar,
         shift=shift,
+        move=move,
         commands=commands,
         number=text.number,
         interval=text.interval,
         signed=text.signed,
         between=text.between,
         full=text.full,
+        outcome=text.outcome,
+        fact=text.fact,
         key=text.key,
         seconds=text.seconds,
-        plain=partial(_plain),
+        plain=partial(_plain, t=t),
     )
     return env
 
@@ -82,16 +86,34 @@ def shift(change: Change) -> Markup:
     return _drawing(-1.0, 1.0, low, high, change.difference, text.signed(change.difference, change.unit), middle=0.0)
 
 
+def move(change: Change) -> Markup:
+    """From before (hollow) to after (full) between 0 and 1, with the interval of the difference; nothing for other units."""
+    before, after = change.before, change.after
+    if before is None or after is None or change.unit not in text.SHARES:
+        return Markup("")
+    low, high = (after if end is None else before + end for end in (change.low, change.high))
+    label = f"{text.number(before, change.unit)} → {text.number(after, change.unit)}"
+    return _drawing(0.0, 1.0, low, high, after, label, middle=0.5 if change.unit == "auc" else None, start_at=before)
+
+
 def _drawing(
-    start: float, end: float, low: float, high: float, value: float, label: str, middle: float | None
+    start: float,
+    end: float,
+    low: float,
+    high: float,
+    value: float,
+    label: str,
+    middle: float | None,
+    start_at: float | None = None,
 ) -> Markup:
     def at(number: float) -> float:
         return round(2 + 116 * min(1.0, max(0.0, (number - start) / (end - start))), 1)
 
+    origin = "" if start_at is None else f'<circle class="from" cx="{at(start_at)}" cy="8" r="4"/>'
     centre = "" if middle is None else f'<path class="mid" d="M{at(middle)} 2V14"/>'
     return Markup(
         f'<svg class="bar" viewBox="0 0 120 16" role="img" aria-label="{escape(label)}"><path class="track" d="M2 8H118"/>'
-        f'{centre}<path class="range" d="M{at(low)} 8H{at(high)}"/><circle cx="{at(value)}" cy="8" r="4"/></svg>'
+        f'{centre}<path class="range" d="M{at(low)} 8H{at(high)}"/>{origin}<circle cx="{at(value)}" cy="8" r="4"/></svg>'
     )
 
 
@@ -104,9 +126,11 @@ def commands(words: str) -> Markup:
     return out + escape(words[last:])
 
 
-def _plain(value: Any) -> str:
+def _plain(value: Any, t: Translate) -> str:
     """A fact as text, cut where it is long."""
+    if isinstance(value, bool):
+        return t("yes") if value else t("no")
     if isinstance(value, float):
         return f"{value:.6g}"
-    shown = ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+    shown = ", ".join(_plain(v, t) for v in value) if isinstance(value, list | tuple) else str(value)
     return shown if len(shown) <= 160 else f"{shown[:157]}…"

@@ -6,8 +6,8 @@ import re
 from collections import Counter
 from typing import ClassVar
 
-from vauban.reports.text import full, key, number, signed, title
-from vauban.reports.view import STATES
+from vauban.reports.text import full, key, number, outcome, signed, title
+from vauban.reports.view import STATES, headline
 from vauban.reports.words import Translate, translator
 from vauban.schema.log import AuditLog, Comparison, Finding
 
@@ -36,10 +36,14 @@ class Markdown:
     def _compared(self, comparison: Comparison) -> list[str]:
         t = self.t
         rows = [
-            f"| {escape(t(title(c.name)))} | {number(c.before, c.unit)} | {number(c.after, c.unit)} | {signed(c.difference, c.unit)} |"
-            for c in comparison.changes
+            f"| {escape(t(title(c.name)))} | {escape(c.threat or '')} | {number(c.before, c.unit)} | {number(c.after, c.unit)} | "
+            f"{signed(c.difference, c.unit)} | {t(outcome(c))} |"
+            for c in headline(comparison)
         ]
-        head = [f"| {t('Measured')} | {t('Before')} | {t('After')} | {t('Change')} |", "|---|---:|---:|---:|"]
+        head = [
+            f"| {t('Measured')} | {t('Threat')} | {t('Before')} | {t('After')} | {t('Change')} | |",
+            "|---|---|---:|---:|---:|---|",
+        ]
         return [f"### {t('Before and after')}", "", *head, *rows, ""]
 
     def _findings(self, findings: list[Finding]) -> list[str]:

@@ -10,8 +10,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from vauban.reports.text import full, key, number, seconds, signed, title
-from vauban.reports.view import STATES, view
+from vauban.reports.text import full, key, number, outcome, seconds, signed, title
+from vauban.reports.view import STATES, headline, view
 from vauban.schema.log import AuditLog, Comparison, Finding
 
 TONES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -58,11 +58,13 @@ def _table(*columns: str) -> Table:
 
 
 def _compared(comparison: Comparison) -> Table:
-    table = _table("before and after", "before", "after", "change")
-    for c in comparison.changes:
-        tone = {True: "green", False: "red", None: "dim"}[c.better]
-        row = (title(c.name), number(c.before, c.unit), number(c.after, c.unit))
-        table.add_row(*map(Text, row), Text(signed(c.difference, c.unit), style=tone))
+    table = _table("before and after", "before", "after", "change", "")
+    for c in headline(comparison):
+        word = outcome(c)
+        tone = {"better": "green", "worse": "red"}.get(word, "dim")
+        where = f"{title(c.name)}, {c.threat}" if c.threat and ":" in c.threat else title(c.name)
+        row = (where, number(c.before, c.unit), number(c.after, c.unit), signed(c.difference, c.unit))
+        table.add_row(*map(Text, row), Text(word, style=tone))
     return table
 
 

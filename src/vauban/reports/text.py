@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vauban.schema.log import Attempt, Measurement
+from vauban.schema.log import Attempt, Change, Measurement
 
 NAMES = {
     "evasion.clean_accuracy": "accuracy without attack",
@@ -24,7 +24,7 @@ NAMES = {
     "extraction.queries": "queries",
     "extraction.max_parameter_error": "largest parameter error",
     "extraction.target_accuracy": "accuracy of the original",
-    "poisoning.attack_success_rate": "trigger works on",
+    "poisoning.attack_success_rate": "success of the backdoor",
     "poisoning.clean_accuracy": "accuracy after poisoning",
     "poisoning.detection_auc": "detection, area under ROC",
     "poisoning.detection_fpr_clean": "false alarms on clean data",
@@ -45,6 +45,30 @@ KEYS = (
     "tampering.flips_to_collapse",
 )
 """The number that stands for a check in a table, the first that it has."""
+CONTROLS = frozenset(
+    {
+        "evasion.queries_median",
+        "leakage.blind_auc",
+        "leakage.null_auc",
+        "leakage.reconstruction.blind_psnr",
+        "extraction.queries",
+        "extraction.target_accuracy",
+        "tampering.random_control_accuracy",
+    }
+)
+"""Numbers that other numbers are held against, and costs: neither gets better or worse."""
+FACTS = {
+    "same_samples": "same samples in both runs",
+    "space": "trained against changes measured by",
+    "radius": "trained against changes up to",
+    "steps": "steps of the training attack",
+    "clean": "share left unattacked in training",
+    "clean_accuracy_before": "accuracy on clean inputs, before",
+    "clean_accuracy_after": "accuracy on clean inputs, after",
+    "clean_error_before": "squared error on clean inputs, before",
+    "clean_error_after": "squared error on clean inputs, after",
+}
+"""Facts of a comparison in words; others are shown by their key."""
 SHARES = frozenset({"rate", "auc"})
 UNITS = {"rate": "", "auc": "", "queries": "", "absolute": "", "flips": "", "": ""}
 
@@ -79,10 +103,11 @@ def interval(low: float | None, high: float | None, unit: str = "rate") -> str:
 
 
 def between(low: float | None, high: float | None, unit: str = "rate") -> str:
-    """The interval of a difference: `+1.0 … +5.0`, without repeating the unit."""
-    if low is None or high is None:
+    """The interval of a difference: `+1.0 … +5.0`, without the unit; empty where there is none, and where it is a point."""
+    if low is None or high is None or low == high:
         return ""
-    ends = [signed(end, unit).replace(" points", "") for end in (low, high)]
+    bare = unit if unit in SHARES else ""
+    ends = [signed(end, bare).removesuffix(" points") for end in (low, high)]
     return f"{ends[0]} … {ends[1]}"
 
 
@@ -90,10 +115,25 @@ def signed(value: float | None, unit: str = "rate") -> str:
     """A difference: `+3.0 points`."""
     if value is None:
         return "–"
-    sign = "+" if value > 0 else "−" if value < 0 else "±"
+    if value == 0:
+        return "±0"
+    sign = "+" if value > 0 else "−"
     if unit == "rate":
         return f"{sign}{100 * abs(value):.1f} points"
     return f"{sign}{number(abs(value), unit)}"
+
+
+def outcome(change: Change) -> str:
+    """What became of a number, in a word; nothing for a control, and for what was not measured on both sides."""
+    if change.name in CONTROLS or change.difference is None:
+        return ""
+    if change.difference == 0:
+        return "unchanged"
+    return {True: "better", False: "worse", None: "cannot be told"}[change.better]
+
+
+def fact(name: str) -> str:
+    return FACTS.get(name, name.replace("_", " "))
 
 
 def full(m: Measurement) -> str:

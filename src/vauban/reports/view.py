@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vauban.reports.charts import merged
-from vauban.schema.log import SEVERITIES, Attempt, AuditLog, Curve, Doubt, Exhibit, Finding, State
+from vauban.schema.log import SEVERITIES, Attempt, AuditLog, Change, Comparison, Curve, Doubt, Exhibit, Finding, State
 
 STATES: tuple[State, ...] = ("assessed", "inconclusive", "error", "skipped", "not_applicable")
 PICTURES = 24
@@ -15,6 +15,7 @@ PICTURES = 24
 PICTURE_BYTES = 3_000_000
 """Most base64 in all pictures of a page, so that it stays under 5 MB."""
 REMEDIES = 4
+FEW = 8
 CHARTS = 2
 
 
@@ -100,6 +101,11 @@ def view(log: AuditLog) -> View:
         gaps=[r for r in log.verdict.reasons if not any(f.claim in r for f in log.findings)],
         severities={s: severities[s] for s in SEVERITIES if severities[s]},
     )
+
+
+def headline(comparison: Comparison) -> list[Change]:
+    """The few rows to show first: an older log has none, and then shows its first ones."""
+    return comparison.headline or comparison.changes[:FEW]
 
 
 def _show(number: int, finding: Finding, attempts: Sequence[Attempt], album: Album) -> Shown:

@@ -54,6 +54,8 @@ class Curve(Frozen):
     x_scale: Literal["linear", "log"] = "linear"
     y_scale: Literal["linear", "log"] = "linear"
     series: list[Series]
+    shape: Literal["line", "steps"] = "line"
+    """`steps`: a count that jumps at each point and holds until the next."""
     reading: str = ""
     """One plain sentence: how to read it and what it shows."""
 
@@ -228,8 +230,11 @@ class Comparison(Frozen):
     before: str
     after: str
     adaptive: list[str] = Field(default_factory=list)
+    headline: list[Change] = Field(default_factory=list)
+    """The few numbers that matter, each the worst over all attacks that measure it."""
     changes: list[Change]
     curves: list[Curve] = Field(default_factory=list)
+    """The one to show first leads."""
     caveats: list[str] = Field(default_factory=list)
     facts: dict[str, Any] = Field(default_factory=dict)
 

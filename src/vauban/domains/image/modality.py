@@ -36,14 +36,14 @@ class Image(Boxed):
             peak = max(_peak(before[i]), _peak(after[i]), 1e-30)
             pictures += [
                 Picture(caption="clean", png=png(old)),
-                Picture(caption=f"change x {gain:.3g} (mid-grey is none)", png=png(0.5 + gain * change)),
+                Picture(caption=f"change ×{gain:.3g}", png=png(0.5 + gain * change)),
                 Picture(caption="adversarial", png=png(new)),
                 Picture(caption="attribution, clean", png=png(signed(before[i], peak))),
                 Picture(caption="attribution, adversarial", png=png(signed(after[i], peak))),
             ]
         return Exhibit(
             title="; ".join(captions) or "Adversarial example",
-            note="Attributions share one scale: red speaks for the class that the model answered, blue against it.",
+            note="In the change, mid-grey is none. Attributions share one scale: red speaks for the class that the model answered, blue against it.",
             pictures=pictures,
         )
 
