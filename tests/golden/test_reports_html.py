@@ -230,6 +230,9 @@ def test_sparse_audits_make_whole_pages(logs: ModuleType, name: str, state: str,
     assert translator(lang)(state) in seen
     assert said in seen or translator(lang)(said) in seen or lang == "zh"
     assert "None" not in seen
+    assert (translator(lang)("No doubt remained.") in seen) is (sparse.verdict.assessed > 0 and name != "unhardened")
+    sentence = " ".join(sparse.verdict.sentence.removeprefix("No verdict: ").rstrip(".").split())
+    assert seen.count(sentence) == 1, "the verdict is said once"
     assert "compare" not in page.ids
     assert {href[1:] for href in page.links} <= set(page.ids)
     assert terminal.render(sparse, width=120)

@@ -98,7 +98,11 @@ def view(log: AuditLog) -> View:
         doubts_passed=sum(d.verdict == "pass" for _, _, d in doubts),
         leftover=leftover,
         dropped=album.dropped,
-        gaps=[r for r in log.verdict.reasons if not any(f.claim in r for f in log.findings)],
+        gaps=[
+            r
+            for r in log.verdict.reasons
+            if r not in log.verdict.sentence and not any(f.claim in r for f in log.findings)
+        ],
         severities={s: severities[s] for s in SEVERITIES if severities[s]},
     )
 
