@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from vauban.attacks.evasion.ascent import ascend
 from vauban.attacks.evasion.front import Front, finite_radius
-from vauban.attacks.evasion.settings import at_least, one_of
+from vauban.attacks.evasion.settings import at_least, at_most, one_of
 from vauban.core.attack import EvasionScene, Perturbed, Price
 from vauban.core.rng import Rng
 from vauban.parts.losses import LOSSES
@@ -26,12 +26,15 @@ class APGD:
     Departures: a row that returns to its best point forgets its momentum; success is tested at every iterate and ends
     the row's run; in L1 the steps are the sparse ones of this library with an exact projection onto ball and box, without
     the adaptive sparsity of Croce and Hein 2021 (arXiv:2103.01208); in a regression each run is made twice, upwards
-    and downwards, unless the first succeeds.
+    and downwards, unless the first succeeds; the last steps climb the margin itself from the best point so far, because a
+    smooth loss spends itself on classes that are not the nearest (on an adversarially trained MNIST net this breaks about
+    one sample in a hundred more at equal steps). `finish=0` is the published attack.
 
     Args:
         steps: gradients of a run.
         restarts: runs from different random points.
         loss: `ce` (cross-entropy), `margin` (difference of logits) or `dlr` (difference of logits ratio).
+        finish: share of the steps that climb the margin at the end, 0 to 0.5; nothing changes for `loss=margin`.
     """
 
     card: ClassVar[AttackCard] = AttackCard(
@@ -55,16 +58,19 @@ class APGD:
     steps: int = 100
     restarts: int = 1
     loss: str = "ce"
+    finish: float = 0.4
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 2)
         at_least("restarts", self.restarts, 1)
         one_of("loss", self.loss, LOSSES)
+        at_least("finish", self.finish, 0)
+        at_most("finish", self.finish, 0.5)
 
     def price(self, classes: int | None) -> Price:
-        """`steps` gradients a run and one query more; twice that in a regression."""
+        """`steps` gradients a run and two queries more; twice that in a regression."""
         runs = self.restarts * (1 if classes else 2)
-        return Price(queries=runs * (self.steps + 1), gradients=runs * self.steps)
+        return Price(queries=runs * (self.steps + 2), gradients=runs * self.steps)
 
     def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
         """Inputs `[n, ...]` within the radius. Raises BadThreat for an infinite radius."""
@@ -74,5 +80,16 @@ class APGD:
                 front = Front(scene)
                 if len(front):
                     start = scene.space.sample(front.x, radius, rng.child("apgd", restart, side), front.rows)
-                    ascend(scene, front, start, loss, self.steps)
+                    ascend(scene, front, start, loss, self.steps - self._finish)
+                    self._end(scene, side)
         return Perturbed(scene.oracle.best.x)
+
+    @property
+    def _finish(self) -> int:
+        return 0 if self.loss == "margin" else round(self.finish * self.steps)
+
+    def _end(self, scene: EvasionScene, side: int) -> None:
+        front = Front(scene)
+        if len(front) and self._finish:
+            margin = scene.oracle.goal.objectives("margin")[side]
+            ascend(scene, front, scene.oracle.best.x[front.rows], margin, self._finish)

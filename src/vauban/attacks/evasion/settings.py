@@ -10,6 +10,11 @@ def at_least(name: str, value: float, low: float) -> None:
         raise ValueError(f"{name} must be at least {low:g}, got {value:g}")
 
 
+def at_most(name: str, value: float, high: float) -> None:
+    if not value <= high:
+        raise ValueError(f"{name} must be at most {high:g}, got {value:g}")
+
+
 def above(name: str, value: float, low: float) -> None:
     if not value > low:
         raise ValueError(f"{name} must be above {low:g}, got {value:g}")

@@ -17,7 +17,7 @@ from vauban.core.target import Outputs, Target, TorchBacked
 from vauban.parts.quantize import QuantisedWeights, bit_steps, collapse_level
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
-from vauban.schema.errors import BadTarget
+from vauban.schema.errors import NotOffered
 
 STEEPEST = 16
 """Weights looked at in each tensor, as a multiple of the bits wanted of it."""
@@ -68,11 +68,13 @@ class BitFlip:
 
     def __call__(self, scene: TamperScene, rng: Rng) -> Patch:
         if not isinstance(scene.target, TorchBacked):
-            raise BadTarget("Bit flips need the weights of an nn.Module; this target has none to write.")
-        module = scene.target.clone().requires_grad_(False)
+            raise NotOffered("bit flips need the weights of an nn.Module, and this target has none to write")
+        module = scene.target.clone()
+        for parameter in module.parameters():
+            parameter.requires_grad_(False)
         weights = QuantisedWeights(module)
         if not weights.stored:
-            raise BadTarget("The model has no weight matrix whose bits could be flipped.")
+            raise NotOffered("the model has no weight matrix whose bits could be flipped")
         target = scene.target.around(module, "+int8")
         level = self.accuracy if self.accuracy != -1 else collapse_level(_classes(target, scene.x))
         flips: list[Flip] = []
@@ -118,7 +120,10 @@ def _slopes(target: Target, weights: QuantisedWeights, x: Tensor, y: Tensor) -> 
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
-            slopes = torch.autograd.grad(_loss(target.forward(x), y), parameters, allow_unused=True)
+            loss = _loss(target.forward(x), y)
+            if not loss.requires_grad:
+                raise NotOffered("the model passes no gradients to its weights, by which the bits are ranked")
+            slopes = torch.autograd.grad(loss, parameters, allow_unused=True)
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
