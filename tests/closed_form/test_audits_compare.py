@@ -169,6 +169,7 @@ def test_lines_that_are_the_same_in_both_are_drawn_once() -> None:
     (together,) = overlay(a, b)
     assert [s.label for s in together.series] == ["before", "after", "chance"]
     assert [s.y[1] for s in together.series] == pytest.approx([0.5**0.2, 0.5**0.6, 0.5])
+    assert overlay(a, a) == [], "what did not move needs no drawing"
 
 
 def test_a_run_compared_with_itself_shows_no_change() -> None:

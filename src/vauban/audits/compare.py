@@ -228,7 +228,8 @@ def independent(before: Measurement, after: Measurement) -> tuple[float | None, 
 
 
 def overlay(a: Attempt, b: Attempt) -> list[Curve]:
-    """Each curve that both attempts hold, with the lines of both; what is the same in both is drawn once."""
+    """Each curve that both attempts hold and that moved, with the lines of both; a line that is the same in both is
+    drawn once."""
     later = {c.id: c for c in b.curves}
     return [
         first.model_copy(
@@ -240,7 +241,7 @@ def overlay(a: Attempt, b: Attempt) -> list[Curve]:
             }
         )
         for first in a.curves
-        if first.id in later
+        if first.id in later and first.series != later[first.id].series
     ]
 
 
