@@ -23,10 +23,10 @@ demo: install ## train a small model, audit it, harden it, audit it again: demo-
 	$(BIN)/vauban demo --out demo-run
 
 test: install ## every test but the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m 'not slow'
 
 test-slow: install ## strength tests that take minutes
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m slow
 
 lint: install
 	$(BIN)/ruff check src tests bench docs

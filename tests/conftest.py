@@ -28,8 +28,9 @@ def data_folder() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
+    """Small models gain nothing from threads, and lose much where several test workers share the cores."""
     before = torch.get_num_threads()
-    torch.set_num_threads(min(2, before))
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
