@@ -377,7 +377,7 @@ def test_a_gap_breaks_the_line_and_a_point_lies_where_it_should() -> None:
     path = re.search(r'class="line s0" d="([^"]+)"', drawn)
     assert path is not None
     assert path[1].count("M") == 2
-    assert path[1].startswith("M50.0 208.0L")
+    assert path[1].startswith("M58.0 208.0L")
     assert "<title>t</title><desc>" in drawn
 
 
@@ -386,7 +386,7 @@ def test_steps_hold_until_the_next_point() -> None:
     drawn = chart(Curve(id="c", title="t", x_label="x", y_label="y", shape="steps", series=[series]))
     path = re.search(r'class="line s0" d="([^"]+)"', drawn)
     assert path is not None
-    assert path[1] == "M50.0 208.0" + "".join(f"H{x}L{x} {y}" for x, y in ((238.0, 110.0), (426.0, 12.0)))
+    assert path[1] == "M58.0 208.0" + "".join(f"H{x}L{x} {y}" for x, y in ((242.0, 110.0), (426.0, 12.0)))
 
 
 def test_a_long_name_is_cut_to_the_width_of_the_chart() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from datetime import date
 from types import ModuleType
 from typing import Any
@@ -201,6 +202,14 @@ def test_the_command_names_target_data_and_threat(context: Context) -> None:
     finding = fired([attempt("evasion.apgd", outcomes="bbbb")], context)["evasion.not_robust"]
     assert finding.reproduce.startswith("vauban attack evasion.apgd m.pt2 --data d.npz --threat linf:0.1")
     assert any("vauban harden m.pt2 --with train.pgd --data d.npz" in r for r in finding.remedies)
+
+
+def test_a_defended_model_is_made_again_by_the_command(context: Context) -> None:
+    """`m.pt2+train.pgd` is a name for people: no file is called so."""
+    finding = fired(
+        [attempt("evasion.apgd", outcomes="bbbb")], replace(context, defence="train.pgd", target_spec="m.pt2")
+    )["evasion.not_robust"]
+    assert finding.reproduce.startswith("vauban harden m.pt2 --with train.pgd --include evasion.apgd --data d.npz")
 
 
 @given(st.floats(-1, 2), st.floats(-1, 2), st.floats(-1, 2))

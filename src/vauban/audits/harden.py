@@ -93,7 +93,7 @@ def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
     watcher.note(f"before: {ready.case.target.id}")
     before = carry_out(ready, folder / BEFORE, watcher)
     watcher.note(f"after: {made.target.id}")
-    again = prepare(replace(request, target=made.target, target_spec=_spec(request, card)))
+    again = prepare(replace(request, target=made.target, defence=card.id))
     log = carry_out(again, folder, watcher)
     comparison = _compared(before, log, card, made, _answers(ready, again))
     log = log.model_copy(update={"before_after": comparison})
@@ -116,10 +116,6 @@ def knowing(request: Request, card: DefenceCard) -> Request:
 
 def _threat(request: Request, ready: Ready) -> ThreatModel:
     return (request.threats or default_threats(ready.case.domain, ready.case.data))[0]
-
-
-def _spec(request: Request, card: DefenceCard) -> str:
-    return f"{request.target_spec}+{card.id}" if request.target_spec else ""
 
 
 def _refuse(card: DefenceCard, ready: Ready) -> None:

@@ -48,6 +48,9 @@ class Request:
     target: Target
     data: Data
     target_spec: str = ""
+    """What names the model on a command line; of a defended one, the model that was given."""
+    defence: str = ""
+    """Id of the defence that the target was made with here, if any: what is to be made again before it can be seen."""
     data_spec: str = ""
     threats: tuple[ThreatModel, ...] = ()
     """Rooms for the evasion attacks; the defaults of `default_threats` where empty."""

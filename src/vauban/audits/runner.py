@@ -177,7 +177,7 @@ def conclude(ready: Ready, attempts: list[Attempt], id: str, started: str) -> Au
     """Evidence to findings to verdict."""
     request, case = ready.request, ready.case
     target = TargetInfo(
-        id=request.target_spec or case.target.id,
+        id="+".join(filter(None, (request.target_spec, request.defence))) if request.target_spec else case.target.id,
         sha256=case.target.sha256(),
         domain=str(case.domain.kind),
         offers=case.target.offers.words(),
@@ -201,7 +201,8 @@ def conclude(ready: Ready, attempts: list[Attempt], id: str, started: str) -> Au
     context = Context(
         target=target,
         data=data,
-        target_spec=target.id,
+        target_spec=request.target_spec or target.id,
+        defence=request.defence if request.target_spec else "",
         data_spec=data.id,
         seed=request.seed,
         options=request.options,

@@ -14,7 +14,7 @@ from html import escape
 from vauban.schema.log import Curve, Series
 
 WIDTH, PLOT = 440, 236
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 12, 40
+LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
 MOST_POINTS = 240
 MOST_SERIES = 6
 MOST_LABEL = 54

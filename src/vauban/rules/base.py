@@ -30,6 +30,8 @@ class Context:
     data: DataInfo
     target_spec: str = ""
     data_spec: str = ""
+    defence: str = ""
+    """Set where the audited model is `target_spec` after this defence: then both are to be made again."""
     seed: int = 0
     options: Sequence[str] = ()
     """Further words that the command needs, e.g. `("--factory", "model.py:build")`."""
@@ -62,7 +64,10 @@ class Context:
 
     def reproduce(self, attempt: Attempt) -> str:
         """The command that makes this attempt again."""
-        words = ["vauban", "attack", attempt.check, self.target_spec or self.target.id]
+        target = self.target_spec or self.target.id
+        words = ["vauban", "attack", attempt.check, target]
+        if self.defence:
+            words = ["vauban", "harden", target, "--with", self.defence, "--include", attempt.check]
         words += ["--data", self.data_spec or self.data.id]
         if attempt.threat is not None and ":" in attempt.threat:
             words += ["--threat", attempt.threat]
