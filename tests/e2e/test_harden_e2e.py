@@ -180,7 +180,11 @@ def test_an_interrupted_hardening_goes_on_where_it_was(
 def test_nothing_is_kept_without_a_folder_and_training_pays(request_: Request) -> None:
     slow = dict.fromkeys(("evasion.square", "evasion.apgd_targeted"), "not what is asked here")
     request = replace(
-        request_, samples=200, exclude=slow, settings={"train.pgd": {"epochs": 20}, "evasion.apgd": {"steps": 10}}
+        request_,
+        samples=200,
+        exclude=slow,
+        settings={"train.pgd": {"epochs": 20}, "evasion.apgd": {"steps": 10}},
+        target_spec="small.pt2",
     )
     before = request.target.sha256()
     after = harden(request, "train.pgd", None)
@@ -194,6 +198,11 @@ def test_nothing_is_kept_without_a_folder_and_training_pays(request_: Request) -
     )
     assert after.facts["radius"] == 0.1
     assert after.target.id == "small+train.pgd"
+    assert after.log.target.id == "small.pt2+train.pgd"
+    assert after.log.findings
+    for finding in after.log.findings:
+        assert finding.reproduce.startswith("vauban harden small.pt2 --with train.pgd --include evasion.")
+        assert "--set epochs=20" in finding.reproduce
 
 
 def test_leakage_is_compared_for_private_training(request_: Request, tmp_path: Path) -> None:

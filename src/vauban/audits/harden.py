@@ -93,7 +93,8 @@ def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
     watcher.note(f"before: {ready.case.target.id}")
     before = carry_out(ready, folder / BEFORE, watcher)
     watcher.note(f"after: {made.target.id}")
-    again = prepare(replace(request, target=made.target, defence=card.id))
+    options = _again(request, identity_settings)
+    again = prepare(replace(request, target=made.target, defence=card.id, options=options))
     log = carry_out(again, folder, watcher)
     comparison = _compared(before, log, card, made, _answers(ready, again))
     log = log.model_copy(update={"before_after": comparison})
@@ -116,6 +117,11 @@ def knowing(request: Request, card: DefenceCard) -> Request:
 
 def _threat(request: Request, ready: Ready) -> ThreatModel:
     return (request.threats or default_threats(ready.case.domain, ready.case.data))[0]
+
+
+def _again(request: Request, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Words that a command needs to make the same defence again."""
+    return (*request.options, *(word for name, value in settings.items() for word in ("--set", f"{name}={value}")))
 
 
 def _refuse(card: DefenceCard, ready: Ready) -> None:
