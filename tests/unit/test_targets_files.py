@@ -179,7 +179,7 @@ def test_other_misfits(module: nn.Module, factory: str, tmp_path: Path) -> None:
     torch.save(module.state_dict(), path)
     with pytest.raises(BadTarget, match="without a model: give --factory"):
         load_target(path)
-    with pytest.raises(BadTarget, match="returned a int"):
+    with pytest.raises(BadTarget, match="returned something of type int"):
         load_target(path, factory=factory.replace("make", "wrong"))
     with pytest.raises(BadTarget, match="no weights"):
         load_target(path, factory=factory.replace("make", "failing"))

@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from vauban.audits.gate import FailOn, Gate
+from vauban.reports.words import LANGUAGES
 from vauban.schema.errors import BadOption, CorruptFile, UnknownName, VaubanError
 from vauban.schema.log import Suppression
 
 Format = Literal["html", "json", "sarif", "junit", "md"]
+OPTIONS = {"threats": "--threat", "formats": "--format", "defence": "--with"}
+"""Options that are not called like their key."""
 PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -66,6 +69,21 @@ def exclusions(value: Any) -> Any:
     return [{"id": item} if isinstance(item, str) else item for item in listed(value)]
 
 
+def pair(value: Any) -> Any:
+    """`0,1` as two numbers."""
+    try:
+        low, high = (float(side) for side in listed(value))
+    except (TypeError, ValueError):
+        raise ValueError("write the smallest and the largest valid input, such as 0,1") from None
+    return low, high
+
+
+def language(value: str) -> str:
+    if value not in LANGUAGES:
+        raise ValueError(f"there is no report in that language: choose from {', '.join(LANGUAGES)}")
+    return value
+
+
 Words = Annotated[list[str], BeforeValidator(listed)]
 
 
@@ -90,7 +108,7 @@ class Config(BaseModel):
     batch_size: Annotated[int | None, Field(gt=0)] = None
     seed: Annotated[int, Field(ge=0)] = 0
     classes: Annotated[int | None, Field(gt=1)] = None
-    bounds: Annotated[tuple[float, float] | None, BeforeValidator(listed)] = None
+    bounds: Annotated[tuple[float, float] | None, BeforeValidator(pair)] = None
     kind: Literal["image", "tabular"] | None = None
     settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Hyper-parameters by attack or defence: `{evasion.pgd: {steps: 100}}`."""
@@ -98,7 +116,9 @@ class Config(BaseModel):
     gates: list[Gate] = Field(default_factory=list)
     fail_on: FailOn = "high"
     formats: Annotated[list[Format], BeforeValidator(listed)] = ["json", "html"]  # pydantic copies defaults
-    lang: Words = Field(default_factory=lambda: ["en"])
+    lang: Annotated[list[Annotated[str, AfterValidator(language)]], BeforeValidator(listed)] = Field(
+        default_factory=lambda: ["en"]
+    )
     executor: str = "local"
     trust_pickle: bool = False
     defence: str | None = None
@@ -121,7 +141,7 @@ def resolve(given: Mapping[str, Any], path: str | None = None, environ: Mapping[
     merged = {**from_file, **from_environment, **from_call}
     origin = {k: f"{path}, line {lines.get((k,), 1)}" for k in from_file}
     origin |= {k: f"VAUBAN_{k.upper()}" for k in from_environment}
-    origin |= {k: f"--{k.replace('_', '-')}" for k in from_call}
+    origin |= {k: OPTIONS.get(k, f"--{k.replace('_', '-')}") for k in from_call}
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
@@ -188,13 +208,14 @@ def _explain(error: ValidationError, origin: Mapping[str, str], lines: Lines, pa
     known = next((loc[:i] for i in range(len(loc), 0, -1) if loc[:i] in lines), None)
     in_file = known is not None and origin.get(top, "").startswith(f"{path}, line")
     where = f"{path}, line {lines[known]}" if in_file and known is not None else origin.get(top, "configuration")
-    name = ".".join(map(str, loc))
+    name = ".".join(str(part) for part in loc if "[" not in str(part))  # brackets: pydantic's branches of a union
     if first["type"] == "extra_forbidden":
         return BadOption(f"{where}: there is no key {name!r}{_nearest(loc)}")
     why = str(first["msg"]).removeprefix("Value error, ")
     value = first.get("input")
     shown = f" (given: {value!r})" if first["type"] != "missing" and not isinstance(value, dict | list) else ""
-    return BadOption(f"{where}: {name}: {why}{shown}.")
+    named = f"{name}: " if in_file or name != top else ""  # an option or variable names its key itself
+    return BadOption(f"{where}: {named}{why}{shown}.")
 
 
 def _nearest(loc: tuple[str | int, ...]) -> str:

@@ -42,7 +42,7 @@ class Catalogue(Generic[T]):
         plugins = self._entry_points()
         if id in plugins:
             return plugins[id]()
-        raise UnknownName(f"There is no {self.kind} {id!r}{self._nearest(id)}. `vauban list` shows them all.")
+        raise UnknownName(f"There is no {self.kind} {id!r}{self._nearest(id)} `vauban list` shows them all.")
 
     def select(self, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> list[str]:
         """Ids that one of `include` names (an id or a family; all where empty) and none of `exclude`."""
@@ -50,7 +50,7 @@ class Catalogue(Generic[T]):
         for name in (*wanted, *unwanted):
             if name not in self and not any(i.startswith(f"{name}.") for i in self.ids()):
                 raise UnknownName(
-                    f"There is no {self.kind} or family {name!r}{self._nearest(name)}. `vauban list` shows them all."
+                    f"There is no {self.kind} or family {name!r}{self._nearest(name)} `vauban list` shows them all."
                 )
         chosen = [i for i in self.ids() if not wanted or _named(i, wanted)]
         return [i for i in chosen if not _named(i, unwanted)]
@@ -63,7 +63,7 @@ class Catalogue(Generic[T]):
 
     def _nearest(self, name: str) -> str:
         close = difflib.get_close_matches(name, self.ids(), n=3, cutoff=0.4)
-        return f"; did you mean {' or '.join(close)}?" if close else ""
+        return f"; did you mean {' or '.join(close)}?" if close else "."
 
 
 def _named(id: str, names: list[str]) -> bool:
@@ -76,7 +76,7 @@ def configure(cls: type[T], settings: Mapping[str, Any]) -> T:
     for name in settings:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "."
             raise BadOption(f"{_title(cls)} has no setting {name!r}{hint} It takes: {', '.join(fields) or 'none'}.")
     values = {name: _cast(cls, name, fields[name].default, value) for name, value in settings.items()}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,13 @@ def read_npz(path: Path, label: str | None) -> Data:
     """Arrays by name; object arrays (which would be unpickled) are refused."""
     try:
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as file:
-            names = set(file.files) if isinstance(file, np.lib.npyio.NpzFile) else set()
-            arrays = {name: file[name] for name in (*_FULL, "x", "y") if name in names}
+            names = set(file.files)
+            arrays = {name: np.asarray(file[name]) for name in (*_FULL, "x", "y") if name in names}
     except ValueError as error:
         if "pickle" in str(error).lower() and zipfile.is_zipfile(path):
             raise BadData(f"{path} holds Python objects, which are not read: save plain number arrays.") from None
         raise _corrupt(path, "an .npz file") from None
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile, AttributeError):
+    except (OSError, EOFError, KeyError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError):
         raise _corrupt(path, "an .npz file") from None
     if {"x", "y"} <= arrays.keys() and "x_test" not in arrays:
         return _cut(arrays["x"], arrays["y"], path.name)

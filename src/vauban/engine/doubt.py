@@ -10,6 +10,7 @@ from torch import Tensor
 from vauban.core.goal import Goal
 from vauban.core.target import Target
 from vauban.engine.batching import answers
+from vauban.parts.attribution import input_gradient
 from vauban.schema.access import Access
 from vauban.schema.log import Attempt, Doubt
 
@@ -53,7 +54,7 @@ def _agreement(target: Target, goal: Goal, x: Tensor) -> Doubt:
     leaf = x.detach().requires_grad_(True)
     with torch.enable_grad():
         margin = goal.margin(target.forward(leaf), rows)
-        (slope,) = torch.autograd.grad(margin.sum(), leaf)
+        slope = input_gradient(margin, leaf)
     norm = slope.flatten(1).norm(dim=1).clamp_min(1e-20).reshape(-1, *[1] * (x.dim() - 1))
     scale = float(x.abs().amax().clamp_min(1e-3))
     step = 1e-2 * scale * slope / norm

@@ -9,7 +9,7 @@ import traceback
 from vauban.attacks.catalog import ATTACKS
 from vauban.engine.case import Case, Check, Examiner, Outcome
 from vauban.engine.gate import refusal
-from vauban.schema.errors import DiskFull, Limit, VaubanError
+from vauban.schema.errors import DiskFull, Limit, NotOffered, VaubanError
 from vauban.schema.log import Attempt, Cost, State
 
 EXAMINERS = {
@@ -47,6 +47,8 @@ def execute(check: Check, case: Case) -> Outcome:
         return ended("inconclusive", str(limit))
     except MemoryError:
         return ended("error", "not enough memory; try a smaller --batch-size or fewer --samples")
+    except NotOffered as missing:  # found only in the attempt: the model turned out not to give what is needed
+        return ended("skipped", str(missing))
     except VaubanError as error:
         return ended("error", f"{error.code}: {error}")
     except Exception as error:  # a user's model may raise anything; the audit goes on and says so

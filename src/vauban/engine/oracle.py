@@ -162,7 +162,8 @@ class MeteredOracle:
             leaf = filled(x[cut], self._grain).detach().requires_grad_(True)
             with torch.enable_grad():
                 value, margin = look(leaf, filled(rows[cut], self._grain))
-                (slope,) = torch.autograd.grad(value.sum(), leaf, allow_unused=True)
+                # no way back to the input (no_grad, argmax, detach): a slope of zero, which `doubt` then finds
+                slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
             grad[cut] = 0 if slope is None else slope[:count]
             values.append(value.detach()[:count])
             margins.append(margin.detach()[:count])

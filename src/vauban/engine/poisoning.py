@@ -19,6 +19,7 @@ from vauban.core.rng import Rng
 from vauban.core.target import Target
 from vauban.engine.case import Case, Check, Outcome
 from vauban.engine.measure import clopper_pearson, rate
+from vauban.parts.attribution import input_gradient
 from vauban.parts.roc import auc
 from vauban.schema.access import Access
 from vauban.schema.log import Attempt, Cost, Curve, Exhibit, Measurement, Series
@@ -240,8 +241,7 @@ def _slope(model: Target, x: Tensor, wanted: int) -> Tensor:
         return torch.zeros_like(x)
     leaf = x.detach().clone().requires_grad_(True)
     with torch.enable_grad():
-        (slope,) = torch.autograd.grad(model.forward(leaf).values[:, wanted].sum(), leaf)
-    return slope * x
+        return input_gradient(model.forward(leaf).values[:, wanted], leaf) * x
 
 
 def _examine_audit(audit: Any, check: Check, case: Case) -> Outcome:

@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 
 
+def input_gradient(value: Tensor, leaf: Tensor) -> Tensor:
+    """The gradient of the sum of `value` at `leaf`; zeros where no way leads back (no_grad, argmax, detach inside)."""
+    slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+    return torch.zeros_like(leaf) if slope is None else slope
+
+
 def integrated_gradients(score: Callable[[Tensor], Tensor], x: Tensor, baseline: Tensor, steps: int = 32) -> Tensor:
     """Integrated gradients `[n, ...]` of `score` (`[n, ...] -> [n]`) from `baseline` to `x`.
 
@@ -20,7 +26,5 @@ def integrated_gradients(score: Callable[[Tensor], Tensor], x: Tensor, baseline:
     for step in range(steps):
         leaf = (baseline + (x - baseline) * ((step + 0.5) / steps)).detach().requires_grad_(True)
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(score(leaf).sum(), leaf, allow_unused=True)
-        if slope is not None:
-            total += slope
+            total += input_gradient(score(leaf), leaf)
     return total * (x - baseline) / steps

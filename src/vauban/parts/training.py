@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from vauban.schema.errors import NotOffered
 
 Step = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 """(module in training mode, x, y, rows) -> loss of the batch."""
@@ -58,9 +60,14 @@ def fit(
         optimizer = make(module.parameters(), rate, weight_decay)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs) if schedule == "cosine" else None
         for epoch in range(epochs):
-            for rows in torch.randperm(len(x)).split(batch_size):
+            for rows in batches(torch.randperm(len(x)), batch_size):
                 module.train()
                 loss = step(module, x[rows], y[rows], rows)
+                if not loss.requires_grad:
+                    raise NotOffered(
+                        "the model passes no gradients to its weights (no_grad, argmax or detach inside, or every weight "
+                        "of the factory's module frozen), so that none like it can be trained"
+                    )
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()
@@ -70,6 +77,14 @@ def fit(
                 progress(epoch + 1, epochs)
     optimizer.zero_grad(set_to_none=True)
     return module.eval()
+
+
+def batches(order: Tensor, size: int) -> Sequence[Tensor]:
+    """`order` in parts of `size`; a single row left over joins the part before it, for batch normalisation needs two."""
+    parts = list(order.split(size))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
 
 
 def _adam(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:

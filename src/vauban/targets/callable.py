@@ -44,8 +44,8 @@ class CallableTarget:
         return rights | Access.TRAINING if self.recipe else rights
 
     def forward(self, x: Tensor) -> Outputs:
-        answer = self.function(x.detach().cpu().numpy())
-        values = torch.as_tensor(answer.detach().cpu() if isinstance(answer, Tensor) else np.ascontiguousarray(answer))
+        answer = self.function(x.detach().cpu().numpy().copy())  # a copy: it may work in place
+        values = self._tensor(answer)
         if values.dim() == 0 or len(values) != len(x):
             raise BadTarget(
                 f"{self.id} returned shape {tuple(values.shape)} for {len(x)} inputs: it must return one row an input."
@@ -54,6 +54,17 @@ class CallableTarget:
         if self.kind is None:
             self._found["output"] = outputs.kind
         return replace(outputs, values=outputs.values.to(x.device))
+
+    def _tensor(self, answer: Any) -> Tensor:
+        if isinstance(answer, Tensor):
+            return answer.detach().cpu()
+        try:
+            return torch.as_tensor(np.ascontiguousarray(answer))
+        except (TypeError, ValueError):
+            raise BadTarget(
+                f"{self.id} returned {_shown(answer)}: it must return numbers, scores [rows, classes] or labels "
+                "[rows] numbered 0, 1, 2, ... as the data's are."
+            ) from None
 
     def sha256(self) -> str:
         """What the function says itself; otherwise SHA-256 of its source, or of its qualified name."""
@@ -69,6 +80,13 @@ class CallableTarget:
 
     def settled(self, domain: Domain) -> CallableTarget:
         return replace(self, domain=domain, output=self.output or self._found.get("output"))
+
+
+def _shown(answer: Any) -> str:
+    held = np.asarray(answer, dtype=object).reshape(-1)
+    kind = type(answer).__name__
+    inside = type(held[0]).__name__ if len(held) else "nothing"
+    return kind if inside == kind else f"{kind} of {inside}"
 
 
 def read(values: Tensor, kind: OutputKind | None, domain: Domain, id: str) -> Outputs:

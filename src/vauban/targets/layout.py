@@ -47,7 +47,7 @@ class _Reorder(torch.autograd.Function):
 
 def _answer(module: nn.Module, row: Tensor, order: torch.memory_format) -> tuple[Tensor, Tensor]:
     leaf = row.clone(memory_format=order).requires_grad_(True)
-    raw = module(leaf)
+    raw = module(leaf.clone(memory_format=order))  # it may begin with a layer that works in place
     values: Tensor = getattr(raw, "logits", raw)
     (slope,) = torch.autograd.grad(values.square().sum(), leaf)
     return values.detach(), slope

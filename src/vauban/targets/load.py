@@ -143,7 +143,7 @@ def _made(obj: Any, asked: Options) -> Target:
     for maker in (*_plugins(), *MAKERS):
         if maker.accepts(obj):
             return maker.make(obj, asked)
-    what = f"the class {obj.__name__}" if isinstance(obj, type) else f"a {type(obj).__name__}"
+    what = f"the class {obj.__name__}" if isinstance(obj, type) else f"something of type {type(obj).__name__}"
     raise BadTarget(
         f"{asked.id}: {what} cannot be attacked: give an nn.Module, a scikit-learn estimator, or a callable that takes "
         "inputs and returns scores (an instance, not a class)."

@@ -25,7 +25,8 @@ def named(spec: str) -> Any:
     except VaubanError:
         raise
     except Exception as error:  # anything may go wrong in a user's module
-        raise BadTarget(f"{place} cannot be imported ({type(error).__name__}: {error}): repair it first.") from error
+        said = " ".join(str(error).split())[:300]
+        raise BadTarget(f"{place} cannot be imported ({type(error).__name__}: {said}): repair it first.") from error
     thing: Any = module
     for part in attribute.split("."):
         if not hasattr(thing, part):

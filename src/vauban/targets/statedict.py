@@ -35,11 +35,12 @@ def made(factory: Callable[[], Any]) -> nn.Module:
     try:
         module = factory()
     except Exception as error:  # a user's factory may raise anything
+        said = " ".join(str(error).split())[:300]
         raise BadTarget(
-            f"The factory failed ({type(error).__name__}: {error}): it is called without arguments."
+            f"The factory failed ({type(error).__name__}: {said}): repair it; it is called without arguments."
         ) from error
     if not isinstance(module, nn.Module):
-        raise BadTarget(f"The factory returned a {type(module).__name__}: it must return an nn.Module.")
+        raise BadTarget(f"The factory returned something of type {type(module).__name__}: it must return an nn.Module.")
     return module.eval()
 
 

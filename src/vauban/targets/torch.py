@@ -45,7 +45,8 @@ class Training:
     def fresh(self, like: nn.Module, seed: int) -> nn.Module:
         """An untrained module of the same shape as `like`, on its device and in its dtype."""
         if self.factory is None:
-            return reset(copy.deepcopy(like), seed)
+            # frozen weights were learnt elsewhere: once they are reset, they must be learnt like the others
+            return reset(copy.deepcopy(like), seed).requires_grad_(True)
         with quiet_rng(seed):
             return self.factory().to(*placement(like))
 
@@ -128,6 +129,8 @@ class TorchTarget:
     @property
     def offers(self) -> Access:
         access = _ALWAYS
+        if isinstance(self.module, torch.jit.ScriptModule):  # a copy's weights are no parameters of their own
+            access &= ~Access.WEIGHTS_WRITE
         if self.kind == "logits":
             access |= Access.LOGITS
         if len(_layers(self.module)) > 1:
@@ -145,8 +148,11 @@ class TorchTarget:
 
     def forward(self, x: Tensor) -> Outputs:
         device, dtype = placement(self.module)
+        given = self._ordered(x.to(device, dtype))
+        # a layer that works in place (nn.ReLU(inplace=True) first of all) must not reach the caller's inputs
+        given = given.clone() if given is x else given
         with evaluating(self.module):
-            raw = self.module(self._ordered(x.to(device, dtype)))
+            raw = self.module(given)
         outputs = self.read(raw)
         if len(outputs.values) != len(x):
             raise BadTarget(
@@ -180,7 +186,10 @@ class TorchTarget:
         raw = getattr(raw, "logits", raw)
         if not isinstance(raw, Tensor) or not raw.is_floating_point():
             what = f"a tensor of {raw.dtype}" if isinstance(raw, Tensor) else f"a {type(raw).__name__}"
-            raise BadTarget(f"The model returned {what}: it must return one float tensor [rows, classes].")
+            raise BadTarget(
+                f"The model returned {what}: it must return one float tensor [rows, classes]; "
+                "wrap it in a module that gives only the scores."
+            )
         column = raw.dim() == 1 or (raw.dim() == 2 and raw.shape[1] == 1)
         if self.domain.task == "regression":
             if not column:
@@ -279,9 +288,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _layers(module: nn.Module) -> list[nn.Module]:
-    """Modules that hold parameters of their own and are called (those of an exported graph only store them)."""
+    """Modules that hold parameters of their own and whose calls can be listened to.
+
+    Those of an exported graph only store them, and those of TorchScript are called out of Python's sight.
+    """
     holders = (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
-    return [part for part in holders if type(part).forward is not nn.Module.forward]
+    return [
+        part
+        for part in holders
+        if type(part).forward is not nn.Module.forward and not isinstance(part, torch.jit.ScriptModule)
+    ]
 
 
 @contextlib.contextmanager

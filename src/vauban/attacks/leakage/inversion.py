@@ -12,6 +12,7 @@ from torch import Tensor
 from vauban.core.attack import Leak, LeakScene, Price
 from vauban.core.rng import Rng
 from vauban.core.target import Target
+from vauban.parts.attribution import input_gradient
 from vauban.parts.membership import log_probabilities
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
@@ -88,7 +89,7 @@ def _look(target: Target, x: Tensor, smoothness: float) -> tuple[Tensor, Tensor]
     x = x.detach().requires_grad_(True)
     with torch.enable_grad():
         cost = -log_probabilities(target.forward(x)).diagonal().to(x.dtype) + smoothness * _variation(x)
-        (gradient,) = torch.autograd.grad(cost.sum(), x)
+        gradient = input_gradient(cost, x)
     return cost.detach(), gradient
 
 

@@ -159,7 +159,7 @@ class _Step:
         x, y, rows = x.to(device), y.to(device), rows.to(device)
 
         def answer(z: Tensor) -> Outputs:
-            return self.target.read(module(z))
+            return self.target.read(module(z.clone()))  # it may begin with a layer that works in place
 
         radius = self.radius * self._share()
         self.done += 1
