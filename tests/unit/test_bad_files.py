@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import pytest
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.audits.config import resolve
+from vauban.core.registry import configure
 from vauban.data.load import load_data
-from vauban.schema.errors import BadOption, UnknownName, UsageError
+from vauban.schema.errors import BadData, BadOption, MissingExtra, UnknownName, UsageError
 from vauban.targets.load import load_target
 
 
@@ -77,3 +79,22 @@ def test_a_suggestion_ends_in_one_mark() -> None:
         ATTACKS.load("evasion.pdg")
     with pytest.raises(UnknownName, match=r"'zzz'\. `vauban list`"):
         ATTACKS.load("zzz")
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "twice.csv"
+    path.write_text("a,a,label\n" + "1,2,0\n3,4,1\n" * 4)
+    with pytest.raises(BadData, match="2 columns called 'a'"):
+        load_data(path, label="label")
+
+
+def test_an_unknown_setting_is_told_the_settings_alone() -> None:
+    with pytest.raises(BadOption, match=r"has no setting 'stepz'; did you mean step\? It takes: steps, step,"):
+        configure(ATTACKS.load("evasion.pgd"), {"stepz": 3})
+
+
+def test_a_skops_file_without_skops_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.skops").write_bytes(b"something")
+    monkeypatch.setitem(sys.modules, "skops", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'vauban\[skops\]'"):
+        load_target(tmp_path / "model.skops")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
@@ -72,7 +73,7 @@ def _named(id: str, names: list[str]) -> bool:
 
 def configure(cls: type[T], settings: Mapping[str, Any]) -> T:
     """An attack or defence with these settings; raises BadOption naming what it takes."""
-    fields = {f.name: f for f in getattr(cls, "__dataclass_fields__", {}).values()}
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # every entry is a dataclass
     for name in settings:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1, cutoff=0.5)

@@ -122,6 +122,9 @@ def read_csv(path: Path, label: str | None) -> Data:
         raise BadData(f"{path} needs --label COLUMN, the column to predict: one of {', '.join(header)}.")
     if label not in header:
         raise BadData(f"{path} has no column {label!r}: its columns are {', '.join(header)}.")
+    twice = next((name for name in header if header.count(name) > 1), None)
+    if twice is not None:
+        raise BadData(f"{path} has {header.count(twice)} columns called {twice!r}: give each its own name.")
     ragged = next((i for i, row in enumerate(body, 2) if len(row) != len(header)), None)
     if ragged is not None:
         raise BadData(f"{path} line {ragged} has {len(body[ragged - 2])} cells under {len(header)} columns: repair it.")
