@@ -6,30 +6,26 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-QUICK = "takes too long for a demonstration"
-
 
 def configuration() -> dict[str, Any]:
-    """Keys of `audits.config.Config`. Fewer steps and models than the profile has, on all records for narrow intervals."""
-    slow = ("evasion.feature", "evasion.hop_skip_jump", "evasion.universal", "leakage.rmia")
+    """Keys of `audits.config.Config`. Fewer steps, queries and models than the profile has."""
     return {
         "target": "demo:digits-cnn",
         "data": "demo:digits",
         "threats": ["linf:0.1"],
         "defence": "train.pgd",
         "profile": "standard",
-        "samples": 64,
-        "exclude": [{"id": name, "reason": QUICK} for name in slow],
+        "samples": 200,
         "settings": {
             "train.pgd": {"epochs": 15, "steps": 4},
-            "evasion.apgd": {"steps": 20, "restarts": 1},
-            "evasion.apgd_targeted": {"steps": 10, "targets": 3},
-            "evasion.pgd": {"steps": 10},
-            "evasion.square": {"queries": 200},
+            "evasion.apgd": {"steps": 50},
+            "evasion.apgd_targeted": {"steps": 25, "targets": 4},
+            "evasion.hop_skip_jump": {"queries": 600},
+            "evasion.square": {"queries": 300},
             "extraction.substitute": {"queries": 1000, "steps": 300, "budgets": 3},
             "leakage.inversion": {"steps": 40},
-            "leakage.lira": {"references": 6},
-            "poisoning.badnets": {"rates": ()},
+            "leakage.lira": {"references": 10},
+            "leakage.rmia": {"references": 10},
             "poisoning.blended": {"rates": ()},
             "poisoning.label_flip": {"rates": ()},
             "tampering.bit_flip": {"candidates": 10},
