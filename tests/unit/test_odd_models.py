@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import vauban
 from vauban.parts.training import batches
-from vauban.schema.errors import BadOption, BadTarget
+from vauban.schema.errors import BadOption, BadTarget, NotOffered
 
 X = torch.rand(90, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, :3].sum(1) > X[:, 3:].sum(1)).long()
@@ -136,3 +136,25 @@ def test_no_batch_of_a_single_row_is_left_over(rows: int, size: int, parts: list
     found = batches(order, size)
     assert [len(part) for part in found] == parts
     assert torch.equal(torch.cat(list(found)), order)
+
+
+@pytest.mark.parametrize("defence", ["preprocess.squeeze", "privacy.dp_sgd", "train.pgd", "distill.defensive"])
+def test_a_model_that_works_in_place_is_hardened(defence: str) -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), net())
+    after = vauban.harden(
+        vauban.target(model, bounds=(0, 1)),
+        DATA,
+        defence=defence,
+        threat="linf:0.1",
+        include=["evasion.pgd"],
+        profile="smoke",
+        samples=8,
+    )
+    assert {a.check: a.reason for a in after.log.attempts if a.state == "error"} == {}
+    assert model[0].inplace
+
+
+@pytest.mark.parametrize("defence", ["privacy.dp_sgd", "train.pgd"])
+def test_a_frozen_model_cannot_be_trained_and_the_sentence_says_so(defence: str) -> None:
+    with pytest.raises(NotOffered, match="frozen"):
+        vauban.harden(vauban.target(frozen(), bounds=(0, 1)), DATA, defence=defence, threat="linf:0.1", profile="smoke")

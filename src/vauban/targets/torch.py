@@ -211,10 +211,16 @@ class TorchTarget:
         return replace(self, domain=domain, output=self.output or self._found.get("output"))
 
     def clone(self) -> nn.Module:
-        """A deep copy of the module in evaluation mode, without gradients."""
+        """A deep copy of the module in evaluation mode, without gradients.
+
+        Layers of the copy do not work in place: per-sample gradients and other hooks cannot follow them, and the
+        answers are the same.
+        """
         module = copy.deepcopy(self.module)
         for part in module.modules():
             part.training = False
+            if getattr(part, "inplace", None) is True:
+                part.inplace = False  # type: ignore[assignment]
         for parameter in module.parameters():
             parameter.grad = None
         return module

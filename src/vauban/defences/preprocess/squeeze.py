@@ -165,7 +165,7 @@ class Squeezed(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         z: Tensor = _Through.apply(x, self.squeezer) if self.soft else self.squeezer(x)
-        return self.model(z)
+        return self.model(z.clone())  # it may begin with a layer that works in place
 
 
 @dataclass(frozen=True, eq=False)

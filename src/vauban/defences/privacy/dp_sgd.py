@@ -187,6 +187,8 @@ class DPSGD:
         module, replaced = _without_mixing(fresh(model, derive_seed(seed, "weights"), self.card))
         device, _ = placement(module)
         noise, draws = self._generators(seed, device)
+        if not any(p.requires_grad for p in module.parameters()):
+            raise NotOffered("Every weight of the model is frozen: unfreeze (requires_grad_) those to train.")
         plain = copy.deepcopy(module)
         private = GradSampleModule(module.train(), loss_reduction="sum")
         optimizer = DPOptimizer(
