@@ -1,9 +1,10 @@
-"""Write docs/attacks.md, defences.md and rules.md from the cards and docstrings: `make docs`."""
+"""Write docs/attacks.md, defences.md, rules.md from cards and docstrings, and the README's table from measured results."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from vauban.defences.catalog import DEFENCES
 from vauban.rules.catalog import RULES
 
 HERE = Path(__file__).resolve().parent
+README, RESULTS = HERE.parent / "README.md", HERE.parent / "bench" / "results"
+BEGIN, END = "<!-- made from bench/results by make docs -->", "<!-- end -->"
 LISTS = {
     "needs": "Needs",
     "spaces": "Searches",
@@ -72,7 +75,71 @@ def page(title: str, catalogue: Catalogue[Any]) -> str:
     return f"# {title}\n\nMade from the code by `make docs`.\n\n{body}\n"
 
 
+CONTENDERS = {
+    "vauban": "**vauban**",
+    "torchattacks": "torchattacks",
+    "adv_lib": "adv-lib",
+    "foolbox": "Foolbox",
+    "cleverhans": "CleverHans",
+    "art": "ART",
+}
+
+
+def _evasion(results: dict[str, Any]) -> list[str]:
+    """A row a job: time against bare passes, and what is left of the accuracy (or the median distance)."""
+    names = list(CONTENDERS.values())
+    lines = [f"| same model, samples, steps | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for title, rows in results["results"].items():
+        told = {row["contender"]: row for row in rows if row.get("x_floor") is not None and not row.get("error")}
+        cells = [_beside(told.get(name)) for name in CONTENDERS]
+        lines.append(f"| {title} | {' | '.join(cells)} |")
+    return lines
+
+
+def _beside(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    left = f"L2 {row['median']:.2f}" if row.get("median") is not None else f"{100 * row['accuracy']:.1f} %"
+    return f"{row['x_floor']:.2f} · {left}"
+
+
+def _leakage(results: dict[str, Any]) -> list[str]:
+    """The best of ours and the best of the peer, on the model that leaks and on the one that cannot."""
+    lines = [
+        "| membership, overfitted MNIST model | AUC | TPR at 1 % FPR | AUC where nothing leaks |",
+        "|---|---|---|---|",
+    ]
+    null = {r["attack"]: r for r in results["results"]["null"]}
+    rows = [r for r in results["results"]["overfitted"] if "auc" in r]
+    ours = [r for r in rows if r["attack"].startswith("vauban")][:3]
+    peers = [r for r in rows if not r["attack"].startswith("vauban")]
+    best = [max(peers, key=lambda r: r["auc"]), max(peers, key=lambda r: r["tpr_at_fpr_1pct"])]
+    for row in [*ours, *{r["attack"]: r for r in best}.values()]:
+        name = row["attack"].replace("vauban ", "**vauban** ")
+        lines.append(
+            f"| {name} | {row['auc']:.3f} | {100 * row['tpr_at_fpr_1pct']:.1f} % | {null[row['attack']]['auc']:.3f} |"
+        )
+    return lines
+
+
+def bench_table() -> str:
+    """The README's table, from bench/results alone."""
+    parts = []
+    for name, table in (("evasion", _evasion), ("leakage", _leakage)):
+        results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        parts.append("\n".join(table(results)))
+    return "\n\n".join(parts)
+
+
+def readme() -> str:
+    """README.md with its table made anew."""
+    text = README.read_text(encoding="utf-8")
+    head, rest = text.split(BEGIN)
+    return f"{head}{BEGIN}\n{bench_table()}\n{END}{rest.split(END)[1]}"
+
+
 def main() -> None:
+    README.write_text(readme(), encoding="utf-8")
     for name, (title, catalogue) in PAGES.items():
         (HERE / name).write_text(page(title, catalogue), encoding="utf-8")
 

@@ -28,3 +28,24 @@ def test_the_demonstration(tmp_path: Path) -> None:
     assert {f["rule"].partition(".")[0] for f in before["findings"]} == FAMILIES
     assert after["before_after"]["changes"]
     assert (tmp_path / "run/report.html").stat().st_size < 5_000_000
+
+
+@pytest.mark.slow
+def test_evasion_of_the_demo_model_depends_on_neither_run_nor_batch(tmp_path: Path) -> None:
+    def numbers(name: str, *words: str) -> list[tuple[object, ...]]:
+        command = ["audit", "demo:digits-cnn", "--data", "demo:digits", "--include", "evasion", "--profile", "smoke"]
+        command += ["--samples", "40", "--threat", "linf:0.1", "--threat", "l2:0.5", "--json", "--out", name]
+        result = CliRunner().invoke(app, [*command, *words])
+        attempts = json.loads(result.stdout)["attempts"]
+        joint = {"evasion.universal"}  # one change for all samples depends on which they are
+        return [
+            (a["check"], a["threat"], a["state"], a["outcomes"], a["measurements"])
+            for a in attempts
+            if a["check"] not in joint
+        ]
+
+    first = numbers(str(tmp_path / "first"))
+    assert sum(state == "assessed" for _, _, state, _, _ in first) >= 12
+    assert numbers(str(tmp_path / "second")) == first
+    for size in ("1", "7"):
+        assert numbers(str(tmp_path / size), "--batch-size", size) == first

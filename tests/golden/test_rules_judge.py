@@ -243,6 +243,15 @@ def test_nothing_examined_is_inconclusive() -> None:
     assert verdict([attempt("evasion.fgsm", state="skipped")], []).state == "inconclusive"
 
 
+def test_a_model_at_chance_gets_no_pass() -> None:
+    attempts = [attempt("evasion.pgd"), attempt("leakage.lira")]
+    useless = Doubt(id="clean_accuracy", verdict="fail", text="Clean accuracy is 33 %.")
+    assert verdict(attempts, []).state == "pass"
+    judged = verdict(attempts, [], preflight=[useless])
+    assert judged.state == "inconclusive"
+    assert "same answer" in judged.sentence
+
+
 def test_less_than_half_is_inconclusive_and_half_is_not() -> None:
     done, broken = attempt("evasion.apgd", outcomes="h"), attempt("evasion.pgd", state="error")
     assert verdict([done, broken, broken], []).state == "inconclusive"

@@ -59,3 +59,4 @@ def test_generated_pages_are_current() -> None:
         assert (ROOT / "docs" / name).read_text(encoding="utf-8") == build.page(title, catalogue), (
             f"{name}: run make docs"
         )
+    assert build.README.read_text(encoding="utf-8") == build.readme(), "README.md: run make docs"

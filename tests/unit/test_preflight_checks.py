@@ -109,11 +109,11 @@ def test_missing_gradients_are_found(change: Any) -> None:
     assert doubts["gradients"].value == 1.0
 
 
-def test_chance_level_is_warned_of() -> None:
+def test_a_model_at_chance_is_no_model() -> None:
     wrong = (Y + 1) % 3
     _, doubts, facts = fly(Thirds(), y=wrong)
     assert facts["clean_accuracy"] == 0.0
-    assert doubts["clean_accuracy"].verdict == "warn"
+    assert doubts["clean_accuracy"].verdict == "fail"
     assert doubts["clean_accuracy"].threshold == pytest.approx(np.bincount(wrong).max() / 90)
 
 
@@ -133,6 +133,12 @@ def test_wrong_units_are_found_by_accuracy(rescaled: np.ndarray, words: str) -> 
     often = np.concatenate([np.flatnonzero(c == Y)[:20] for c in range(3)])  # the middle class is no majority
     with pytest.raises(WrongUnits, match=words):
         fly(Thirds(), x=rescaled[often], y=Y[often])
+
+
+def test_a_few_rows_are_no_proof_of_wrong_units() -> None:
+    few = np.concatenate([np.flatnonzero(c == Y)[:2] for c in range(3)])
+    _, doubts, _ = fly(Thirds(), x=X[few] / 255, y=Y[few])
+    assert doubts["clean_accuracy"].verdict == "fail"
 
 
 def test_a_wrong_origin_is_found_by_accuracy() -> None:

@@ -215,17 +215,17 @@ def conclude(ready: Ready, attempts: list[Attempt], id: str, started: str) -> Au
         data=data,
         attempts=attempts,
         findings=findings,
-        verdict=_verdict(attempts, findings, request.fail_on),
+        verdict=_verdict(attempts, findings, request.fail_on, ready.doubts),
         notes=[*_absent(ready), *suppress.notes(findings, request.suppressions, today)],
     )
     return log.model_copy(update={"verdict": gated(log, request)}) if request.gates else log
 
 
-def _verdict(attempts: list[Attempt], findings: list[Finding], fail_on: str) -> Verdict:
+def _verdict(attempts: list[Attempt], findings: list[Finding], fail_on: str, preflight: list[Doubt]) -> Verdict:
     """`never`: findings do not fail the audit, but too little assessed still leaves it open."""
     if fail_on == "never":
-        return verdict(attempts, [f for f in findings if f.severity != "critical"], "critical")
-    return verdict(attempts, findings, cast(Severity, fail_on))
+        return verdict(attempts, [f for f in findings if f.severity != "critical"], "critical", preflight)
+    return verdict(attempts, findings, cast(Severity, fail_on), preflight)
 
 
 def gated(log: AuditLog, request: Request) -> Verdict:

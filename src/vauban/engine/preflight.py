@@ -145,7 +145,7 @@ def _accuracy(outputs: Outputs, y: Tensor) -> tuple[Doubt, dict[str, Any]]:
     more = f" That is no better than always giving the same answer ({lowest:.1%})." if poor else ""
     return Doubt(
         id="clean_accuracy",
-        verdict="warn" if poor else "pass",
+        verdict="fail" if poor else "pass",
         value=value,
         threshold=lowest,
         text=text + more,

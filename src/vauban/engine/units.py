@@ -10,6 +10,7 @@ from torch import Tensor
 from vauban.core.data import Data
 from vauban.core.target import Domain, Outputs, Target
 from vauban.engine.batching import answers
+from vauban.engine.measure import clopper_pearson
 from vauban.schema.errors import VaubanError, WrongUnits
 
 POOR, GAIN = 0.25, 0.5
@@ -49,12 +50,19 @@ def check_scale(target: Target, x: Tensor, y: Tensor, outputs: Outputs) -> None:
         return
     tried = {words: _score_of(target, rescale(x), y) for words, rescale in RESCALINGS.items()}
     words, then = max(tried.items(), key=lambda item: item[1])
-    if then >= max(now, lowest) + GAIN * (1 - lowest):
+    if then >= max(now, lowest) + GAIN * (1 - lowest) and _surely(now, then, outputs, len(y)):
         what = "explained variance" if outputs.kind == "values" else "accuracy"
         raise WrongUnits(
             f"The model's {what} is {now:.1%} on these inputs, but {then:.1%} on the same inputs {words}: the data "
             "are not in the model's units; give them prepared as in training, or put the step into the model."
         )
+
+
+def _surely(now: float, then: float, outputs: Outputs, n: int) -> bool:
+    """Not by the luck of few rows: the intervals of the two accuracies do not meet."""
+    if outputs.kind == "values":
+        return True
+    return clopper_pearson(round(then * n), n)[0] > clopper_pearson(round(now * n), n)[1]
 
 
 def _score_of(target: Target, x: Tensor, y: Tensor) -> float:

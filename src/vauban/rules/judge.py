@@ -10,11 +10,12 @@ from typing import Literal
 from vauban.rules import suppress
 from vauban.rules.base import Context as Context
 from vauban.rules.catalog import RULES
-from vauban.schema.log import SEVERITIES, Attempt, Finding, Severity, State, Suppression, Verdict
+from vauban.schema.log import SEVERITIES, Attempt, Doubt, Finding, Severity, State, Suppression, Verdict
 
 STATES: tuple[State, ...] = ("assessed", "inconclusive", "error", "skipped", "not_applicable")
 ATTEMPTED = frozenset({"assessed", "inconclusive", "error"})
 UNTRUSTED = "evasion.untrustworthy"
+USELESS = "the model is no better than always giving the same answer, so that there is nothing to protect"
 
 
 def judge(
@@ -48,12 +49,18 @@ def counts(attempts: Sequence[Attempt]) -> dict[State, int]:
     return {state: seen[state] for state in STATES}
 
 
-def verdict(attempts: Sequence[Attempt], findings: Sequence[Finding], fail_on: Severity = "high") -> Verdict:
-    """Fail: an unaccepted finding at or above `fail_on`. Inconclusive: too little was examined, or a number that cannot
-    be trusted. Pass: neither. A finding outweighs gaps: what is broken is broken."""
+def verdict(
+    attempts: Sequence[Attempt],
+    findings: Sequence[Finding],
+    fail_on: Severity = "high",
+    preflight: Sequence[Doubt] = (),
+) -> Verdict:
+    """Fail: an unaccepted finding at or above `fail_on`. Inconclusive: too little was examined, a number that cannot be
+    trusted, or a model that is right no more often than a constant answer. Pass: none of these. A finding outweighs
+    gaps: what is broken is broken."""
     open_ = [f for f in findings if f.suppressed is None]
     blocking = [f for f in open_ if SEVERITIES.index(f.severity) <= SEVERITIES.index(fail_on)]
-    gaps = _gaps(attempts, open_)
+    gaps = [*(USELESS for d in preflight if d.id == "clean_accuracy" and d.verdict == "fail"), *_gaps(attempts, open_)]
     seen = counts(attempts)
     assessed = seen["assessed"]
     state: Literal["pass", "fail", "inconclusive"] = "fail" if blocking else "inconclusive" if gaps else "pass"
