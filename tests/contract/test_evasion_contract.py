@@ -8,18 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.attack import EvasionScene, Perturbed
 from vauban.core.rng import Rng
-from vauban.core.target import Domain, Outputs
+from vauban.core.target import Domain
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import ClassAs, Misclassify, ReachValue, Shift
 from vauban.parts.projections import SPACES
-from vauban.schema.access import EVERYTHING
+from vauban.schema.cards import Task
 from vauban.schema.errors import BadThreat
 from vauban.schema.threat import Budget
+from vauban.targets.torch import TorchTarget
 
 SMALL: dict[str, dict[str, Any]] = {
     "evasion.apgd": {"steps": 8},
@@ -40,33 +41,8 @@ RADIUS = {"linf": 0.12, "l2": 0.4, "l1": 1.2}
 ROWS = 9
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
+def model(shape: tuple[int, ...], outputs: int, values: bool = False) -> TorchTarget:
     """A small net with batch normalisation and dropout, in evaluation mode."""
-
-    module: nn.Module
-    values: bool = False
-    id: str = "small"
-    domain: Domain = Domain()  # noqa: RUF009
-    offers: Any = EVERYTHING
-    recipe: None = None
-
-    def forward(self, x: Tensor) -> Outputs:
-        return self.forward_features(x)[0]
-
-    def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
-        hidden = self.module[:-1](x)  # type: ignore[index]
-        out = self.module[-1](hidden)  # type: ignore[index]
-        return (Outputs(out[:, 0], "values") if self.values else Outputs(out, "logits")), hidden
-
-    def sha256(self) -> str:
-        return "small"
-
-    def settled(self, domain: Domain) -> Model:
-        return self
-
-
-def model(shape: tuple[int, ...], outputs: int, values: bool = False) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         d = int(np.prod(shape))
@@ -75,7 +51,8 @@ def model(shape: tuple[int, ...], outputs: int, values: bool = False) -> Model:
         ).eval()
         with torch.no_grad():
             module[-1].weight.mul_(4.0)
-    return Model(module, values)
+    task: Task = "regression" if values else "classification"
+    return TorchTarget(module, domain=Domain(task=task), output="values" if values else "logits")
 
 
 @dataclass
@@ -95,7 +72,7 @@ def attacked(
     rows: list[int] | None = None,
     budget: Budget | None = None,
     radius: float | None = None,
-    target: Model | None = None,
+    target: TorchTarget | None = None,
     task: str = "classification",
     settings: dict[str, Any] | None = None,
 ) -> Run:
@@ -178,7 +155,7 @@ def test_a_row_is_the_same_alone_in_sevens_and_all_together(id: str, space: str)
         for start in range(0, ROWS, size):
             rows = list(range(start, min(start + size, ROWS)))
             part = attacked(id, space=space, rows=rows)
-            assert torch.allclose(part.found.x, whole.found.x[rows], atol=1e-5), rows
+            assert torch.equal(part.found.x, whole.found.x[rows]), rows
             assert part.oracle.spent.queries.tolist() == whole.oracle.spent.queries[rows].tolist()
 
 
@@ -236,7 +213,7 @@ def test_seeds_reproduce_and_differ(id: str) -> None:
     asked = []
     for seed in (0, 0, 1):
         target = model((12,), 4)
-        points: list[Tensor] = []
+        points: list[torch.Tensor] = []
         first = target.module[0]  # type: ignore[index]
         first.register_forward_pre_hook(lambda _module, inputs, into=points: into.append(inputs[0].detach().clone()))
         attacked(id, seed=seed, radius=0.01, target=target)

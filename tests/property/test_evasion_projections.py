@@ -124,3 +124,15 @@ def test_samples_do_not_depend_on_neighbours(name) -> None:
 def test_box_upside_down_is_refused() -> None:
     with pytest.raises(ValueError, match="above the largest"):
         SPACES["linf"](1.0, 0.0)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_a_row_is_projected_to_the_same_bits_alone_and_among_others(norm: str) -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.rand(60, 12, generator=generator)
+    z = x + torch.randn(60, 12, generator=generator) * torch.logspace(-3, 1, 60)[:, None]
+    space = SPACES[norm](0.0, 1.0)
+    radius = {"linf": 0.2, "l2": 0.6, "l1": 1.5}[norm]
+    together = space.project(z, x, radius)
+    alone = torch.cat([space.project(z[i : i + 1], x[i : i + 1], radius) for i in range(60)])
+    assert torch.equal(together, alone)

@@ -26,9 +26,10 @@ def l2_scale(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:
         spent = torch.where(stopped, room, 0).square().sum(1)
         free = torch.where(stopped, 0, size).square().sum(1)
         wider = ((radius2 - spent).clamp_min(0) / free).sqrt().nan_to_num(nan=1.0).clamp_max(1.0)
-        if not bool((wider > scale * (1 + 1e-6)).any()):
+        rising = wider > scale * (1 + 1e-6)
+        if not bool(rising.any()):
             return torch.maximum(scale, wider)
-        scale = torch.maximum(scale, wider)
+        scale = torch.where(rising, wider, scale)
 
 
 def l1_threshold(size: Tensor, room: Tensor, radius: Tensor) -> Tensor:

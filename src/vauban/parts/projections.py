@@ -141,12 +141,16 @@ class L2(LpBall):
             over = length > aim
             if not bool(over.any()):
                 return self.clip(z)
-            scaled = x + change * per_row(torch.where(over, aim / length, 1.0), x)
+            share = aim / length.clamp_min(torch.finfo(x.dtype).tiny)
+            scaled = torch.where(per_row(over, x).bool(), x + change * per_row(share, x), z)
             clipped = self.clip(scaled)
-            if torch.equal(scaled, clipped):
-                return clipped
-            scale = l2_scale(change.flatten(1).abs(), self._room(change, x), aim)
-            return self.clip(x + change * per_row(scale, x))
+            # row by row, so that no row's rounding depends on what its neighbours need
+            cut = (over & (scaled != clipped).flatten(1).any(1)).nonzero().flatten()
+            if len(cut):
+                way, origin = change[cut], x[cut]
+                scale = l2_scale(way.flatten(1).abs(), self._room(way, origin), aim[cut])
+                clipped[cut] = self.clip(origin + way * per_row(scale, origin))
+            return clipped
 
         return project
 
@@ -184,13 +188,14 @@ class L1(LpBall):
 
         def project(z: Tensor) -> Tensor:
             clipped = self.clip(z)
-            if bool(((clipped - x).flatten(1).abs().sum(1) <= aim).all()):
-                return clipped
-            change = z - x
-            size, room = change.flatten(1).abs().double(), self._room(change, x).double()
-            threshold = l1_threshold(size, room, aim.double())
-            kept = (size - threshold[:, None]).clamp_min_(0).to(x).view_as(x)
-            return self.clip(x + change.sign() * kept)
+            over = ((clipped - x).flatten(1).abs().sum(1) > aim).nonzero().flatten()
+            if len(over):
+                change, origin = (z - x)[over], x[over]
+                size, room = change.flatten(1).abs().double(), self._room(change, origin).double()
+                threshold = l1_threshold(size, room, aim[over].double())
+                kept = (size - threshold[:, None]).clamp_min_(0).to(x).view_as(change)
+                clipped[over] = self.clip(origin + change.sign() * kept)
+            return clipped
 
         return project
 
