@@ -74,12 +74,13 @@ class Rng:
         """float32 [m, *shape], standard normal (Box-Muller)."""
         count = _size(shape)
         pairs = (count + 1) // 2
-        raw = (self.bits(rows, 2 * pairs) >> np.uint64(40)).astype(np.float32)
+        # in float64, whose last bits differ between vectorised and left-over elements, and are then rounded away
+        raw = (self.bits(rows, 2 * pairs) >> np.uint64(40)).astype(np.float64)
         u, v = torch.from_numpy(raw).reshape(len(rows), 2, pairs).unbind(1)
         radius = torch.sqrt(-2.0 * torch.log((u + 1.0) * 2.0**-24))
         angle = v * (2.0**-24 * 2.0 * np.pi)
         flat = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], 1)[:, :count]
-        return flat.reshape(len(rows), *shape).to(rows.device)
+        return flat.reshape(len(rows), *shape).to(rows.device, torch.float32)
 
     def integers(self, rows: Tensor, high: int | Tensor, count: int = 1) -> Tensor:
         """int64 [m, count] in [0, high); `high` may differ from row to row."""

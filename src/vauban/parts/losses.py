@@ -24,7 +24,7 @@ def _same(values: Tensor) -> Tensor:
 
 
 def _log(values: Tensor) -> Tensor:
-    return values.clamp_min(torch.finfo(values.dtype).tiny).log()
+    return values.clamp_min(torch.finfo(values.dtype).tiny).double().log().to(values.dtype)
 
 
 _AS_LOGITS: Mapping[OutputKind, Callable[[Tensor], Tensor]] = {"logits": _same, "probabilities": _log}
@@ -59,7 +59,8 @@ def cross_entropy(outputs: Outputs, true: Tensor) -> Tensor:
     sure that its probability rounds to one.
     """
     own, others = _split(outputs, true)
-    return F.softplus(others.logsumexp(1) - own)
+    # in float64: float32 kernels round the left-over elements of a batch differently from the rest
+    return F.softplus((others.logsumexp(1) - own).double()).to(own.dtype)
 
 
 def log_likelihood(outputs: Outputs, wanted: Tensor) -> Tensor:

@@ -163,7 +163,8 @@ class L2(LpBall):
 
     def sample(self, x: Tensor, radius: Radius, rng: Rng, rows: Tensor) -> Tensor:
         normal = rng.normal(rows, x.shape[1:]).to(x).flatten(1)
-        share = rng.uniform(rows, (1,)).to(x) ** (1.0 / normal.shape[1])
+        # a power in float64: its float32 kernel rounds the left-over elements of a batch differently
+        share = (rng.uniform(rows, (1,)).double() ** (1.0 / normal.shape[1])).to(x)
         noise = normal / normal.norm(dim=1, keepdim=True).clamp_min(1e-12) * share
         return self.project(x + noise.view_as(x) * per_row(radius, x), x, radius)
 
@@ -212,7 +213,7 @@ class L1(LpBall):
     def sample(self, x: Tensor, radius: Radius, rng: Rng, rows: Tensor) -> Tensor:
         d = x[0].numel()
         # d of d + 1 exponentials over their sum are uniform in the simplex and its inside
-        spacing = torch.log1p(-rng.uniform(rows, (d + 1,))).neg_().clamp_min_(1e-12)
+        spacing = torch.log1p(-rng.uniform(rows, (d + 1,)).double()).neg_().clamp_min_(1e-12)
         share = spacing[:, :d] / spacing.sum(1, keepdim=True)
         noise = (share * rng.signs(rows, (d,))).to(x)
         return self.project(x + noise.view_as(x) * per_row(radius, x), x, radius)
