@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from vauban.core.data import Data
 from vauban.schema.access import Access
 from vauban.schema.cards import Task
 
@@ -108,17 +106,6 @@ class TorchBacked(Protocol):
     def read(self, raw: object) -> Outputs:
         """What the module returned, in the form that the rest of the house expects. Differentiable."""
         ...
-
-
-Preprocess = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Trained:
-    """A target together with the data that it was trained on: what the leakage checks need to know."""
-
-    target: Target
-    data: Data
 
 
 @runtime_checkable

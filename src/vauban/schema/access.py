@@ -46,5 +46,4 @@ class Access(Flag):
 
 
 EVERYTHING = ~Access.NONE
-BLACK_BOX_SCORES = Access.LABELS | Access.SCORES
 BLACK_BOX_LABELS = Access.LABELS
