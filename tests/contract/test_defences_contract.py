@@ -25,6 +25,7 @@ from vauban.schema.errors import BadData, BadOption, NotOffered
 from vauban.targets.torch import TorchTarget, Training
 
 QUICK: dict[str, dict[str, Any]] = {
+    "certify.smoothing": {"draws": 4, "sigma": 0.1},
     "distill.defensive": {"epochs": 2},
     "preprocess.squeeze": {"bits": 2},
     "privacy.dp_sgd": {"epochs": 2, "batch_size": 16, "noise": 1.0, "accountant": "rdp"},
@@ -275,6 +276,9 @@ def test_the_card_is_complete(id: str) -> None:
 @pytest.mark.parametrize(
     ("id", "settings"),
     [
+        ("certify.smoothing", {"sigma": 0.0}),
+        ("certify.smoothing", {"draws": 0}),
+        ("certify.smoothing", {"epochs": -1}),
         ("train.pgd", {"epochs": 0}),
         ("train.pgd", {"steps": 0}),
         ("train.pgd", {"clean": 1.0}),

@@ -9,6 +9,7 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
     "defence",
     "vauban.defences",
     {
+        "certify.smoothing": "vauban.defences.certify.smoothing:RandomisedSmoothing",
         "distill.defensive": "vauban.defences.distill.defensive:DefensiveDistillation",
         "preprocess.squeeze": "vauban.defences.preprocess.squeeze:Squeeze",
         "privacy.dp_sgd": "vauban.defences.privacy.dp_sgd:DPSGD",
