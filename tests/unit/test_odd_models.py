@@ -138,7 +138,9 @@ def test_no_batch_of_a_single_row_is_left_over(rows: int, size: int, parts: list
     assert torch.equal(torch.cat(list(found)), order)
 
 
-@pytest.mark.parametrize("defence", ["preprocess.squeeze", "privacy.dp_sgd", "train.pgd", "distill.defensive"])
+@pytest.mark.parametrize(
+    "defence", ["preprocess.squeeze", "privacy.dp_sgd", "train.pgd", "distill.defensive", "certify.smoothing"]
+)
 def test_a_model_that_works_in_place_is_hardened(defence: str) -> None:
     model = nn.Sequential(nn.ReLU(inplace=True), net())
     after = vauban.harden(
