@@ -64,6 +64,30 @@ def test_counts_rows_not_calls_and_cuts_micro_batches() -> None:
     assert max(target.seen) <= 4
 
 
+def test_class_slopes_are_the_rows_of_the_jacobian_and_cost_a_gradient_each() -> None:
+    oracle, target, x = _oracle()
+    rows = torch.tensor([7, 2, 5, 0, 9])
+    true = oracle.goal.labels[rows]
+    wanted = torch.stack([(true + 1) % 3, (true + 2) % 3], 1)
+    found = oracle.class_slopes(x[rows], rows, wanted, true)
+    weight = target.layer.weight.detach()
+    assert torch.allclose(found.grad.flatten(2), weight[wanted] - weight[true][:, None])
+    assert torch.allclose(found.scores, target.layer(x[rows].flatten(1)))
+    assert torch.equal(found.margin, oracle.margins(x[rows], rows))
+    assert oracle.spent.gradients.tolist() == [2 * (i in rows) for i in range(10)]
+    assert oracle.spent.queries.tolist() == [2 * (i in rows) for i in range(10)]
+    assert all(p.grad is None for p in target.layer.parameters())
+
+
+def test_class_slopes_stay_within_the_budget_of_gradients() -> None:
+    oracle, _, x = _oracle(budget=Budget(gradients=3))
+    rows, base = torch.arange(10), torch.zeros(10, dtype=torch.int64)
+    oracle.class_slopes(x, rows, torch.ones(10, 2, dtype=torch.int64), base)
+    with pytest.raises(Limit):
+        oracle.class_slopes(x, rows, torch.ones(10, 2, dtype=torch.int64), base)
+    assert oracle.spent.gradients.max() == 2
+
+
 def test_a_row_asked_twice_in_one_call_pays_twice_and_keeps_its_best() -> None:
     oracle, _, x = _oracle()
     rows = torch.tensor([5, 5, 5])

@@ -57,6 +57,20 @@ class Look:
     """bool `[m]`: rows that are still worth a look: not decided, and within their budget."""
 
 
+@dataclass(slots=True)
+class Slopes:
+    """One look at several classes of `m` rows."""
+
+    scores: Tensor
+    """Logits (log-probabilities where the model gives probabilities), `[m, classes]`."""
+    grad: Tensor
+    """Gradients of the gaps that were asked for, `[m, k, ...]`."""
+    margin: Tensor
+    """The goal's margin, `[m]`."""
+    open: Tensor
+    """bool `[m]`, as in a look."""
+
+
 class Oracle(Protocol):
     """Meters, limits, keeps the best; one per attempt.
 
@@ -107,6 +121,13 @@ class Oracle(Protocol):
 
     def value_and_grad(self, loss: Loss, x: Tensor, rows: Tensor) -> Look:
         """A loss, its input gradient, the margin; one query and one gradient a row; needs GRADIENTS."""
+        ...
+
+    def class_slopes(self, x: Tensor, rows: Tensor, classes: Tensor, base: Tensor) -> Slopes:
+        """Scores, and input gradients of the gaps between those of `classes` `[m, k]` and that of `base` `[m]`.
+
+        One query and k gradients a row; needs GRADIENTS.
+        """
         ...
 
     def features(self, x: Tensor, rows: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vauban.core.goal import Goal
-from vauban.core.oracle import Best, Look, Loss, Spent
+from vauban.core.oracle import Best, Look, Loss, Slopes, Spent
 from vauban.core.space import Continuous
 from vauban.core.target import Featured, OutputKind, Outputs, Target
 from vauban.engine.batching import answers, filled, grain, micro_batch, slices
+from vauban.parts.losses import as_logits
 from vauban.schema.access import EVERYTHING, Access
 from vauban.schema.errors import BadTarget, Limit, NotOffered
 from vauban.schema.threat import Budget
@@ -131,6 +132,30 @@ class MeteredOracle:
 
         return self._differentiate(look, x, rows)
 
+    def class_slopes(self, x: Tensor, rows: Tensor, classes: Tensor, base: Tensor) -> Slopes:
+        self._need(Access.GRADIENTS)
+        many = classes.shape[1]
+        self._admit(rows, gradients=many)
+        scores, margins = [], []
+        grad = torch.empty(len(x), many, *x.shape[1:], dtype=x.dtype, device=x.device)
+        for cut in slices(len(x), self._size):
+            count = cut.stop - cut.start
+            leaf = filled(x[cut], self._grain).detach().requires_grad_(True)
+            with torch.enable_grad():
+                out = self._target.forward(leaf)
+                z = as_logits(out)
+                gaps = z.gather(1, filled(classes[cut], self._grain)) - z.gather(1, filled(base[cut, None], self._grain))
+                # one pass back a class over one pass forward: cheaper on a CPU than batched gradients or copied rows
+                for column in range(many):
+                    slope = _slope(gaps[:, column], leaf, again=column + 1 < many)
+                    grad[cut, column] = 0 if slope is None else slope[:count]
+                margins.append(self.goal.margin(out, filled(rows[cut], self._grain)).detach()[:count])
+            scores.append(z.detach()[:count])
+        margin = torch.cat(margins).to(self.best.margin.dtype)
+        self._charge(rows, queries=1, gradients=many)
+        self._note(x, rows, margin)
+        return Slopes(torch.cat(scores), grad, margin, self.open(rows))
+
     def features(self, x: Tensor, rows: Tensor) -> Tensor:
         self._need(Access.FEATURES)
         target = self._featured()
@@ -162,8 +187,7 @@ class MeteredOracle:
             leaf = filled(x[cut], self._grain).detach().requires_grad_(True)
             with torch.enable_grad():
                 value, margin = look(leaf, filled(rows[cut], self._grain))
-                # no way back to the input (no_grad, argmax, detach): a slope of zero, which `doubt` then finds
-                slope = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+                slope = _slope(value, leaf)
             grad[cut] = 0 if slope is None else slope[:count]
             values.append(value.detach()[:count])
             margins.append(margin.detach()[:count])
@@ -265,7 +289,7 @@ class MeteredOracle:
         if self._budget.queries is not None:
             over |= self.spent.queries + times > self._budget.queries
         if self._budget.gradients is not None and gradients:
-            over |= self.spent.gradients + times > self._budget.gradients
+            over |= self.spent.gradients + gradients * times > self._budget.gradients
         if bool((over & (times > 0)).any()):
             raise Limit("the query budget was spent")
 
@@ -278,6 +302,14 @@ class MeteredOracle:
         if not isinstance(self._target, Featured):
             raise BadTarget("The target offers features but cannot read them: this is a defect of the target.")
         return self._target
+
+
+def _slope(value: Tensor, leaf: Tensor, again: bool = False) -> Tensor | None:
+    """The input gradient of `value` `[m]`; None, which `doubt` then finds, where there is no way back to the input."""
+    if not value.requires_grad:
+        return None
+    found: Tensor | None = torch.autograd.grad(value.sum(), leaf, allow_unused=True, retain_graph=again)[0]
+    return found
 
 
 def _size(target: Target, x: Tensor) -> int:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from vauban.attacks.evasion.ascent import ascend
 from vauban.attacks.evasion.front import Front, finite_radius
+from vauban.attacks.evasion.rivals import compared, lead
 from vauban.attacks.evasion.settings import at_least, at_most, one_of
 from vauban.core.attack import EvasionScene, Perturbed, Price
 from vauban.core.rng import Rng
@@ -26,15 +27,16 @@ class APGD:
     Departures: a row that returns to its best point forgets its momentum; success is tested at every iterate and ends
     the row's run; in L1 the steps are the sparse ones of this library with an exact projection onto ball and box, without
     the adaptive sparsity of Croce and Hein 2021 (arXiv:2103.01208); in a regression each run is made twice, upwards
-    and downwards, unless the first succeeds; the last steps climb the margin itself from the best point so far, because a
-    smooth loss spends itself on classes that are not the nearest (on an adversarially trained MNIST net this breaks about
-    one sample in a hundred more at equal steps). `finish=0` is the published attack.
+    and downwards, unless the first succeeds; the last steps climb the margin itself from where a linear model would give
+    in to its nearest class, because a smooth loss spends itself on classes that are not the nearest; in a further restart
+    they start from the best point so far. `finish=0` is the published attack.
 
     Args:
         steps: gradients of a run.
         restarts: runs from different random points.
         loss: `ce` (cross-entropy), `margin` (difference of logits) or `dlr` (difference of logits ratio).
-        finish: share of the steps that climb the margin at the end, 0 to 0.5; nothing changes for `loss=margin`.
+        finish: share of the steps that climb the margin at the end, 0 to 0.5; the comparison of classes is paid from
+            them, a step a class, so that a run of few steps compares few classes.
     """
 
     card: ClassVar[AttackCard] = AttackCard(
@@ -68,28 +70,25 @@ class APGD:
         at_most("finish", self.finish, 0.5)
 
     def price(self, classes: int | None) -> Price:
-        """`steps` gradients a run and two queries more; twice that in a regression."""
+        """`steps` gradients a run and four queries more; twice that in a regression."""
         runs = self.restarts * (1 if classes else 2)
-        return Price(queries=runs * (self.steps + 2), gradients=runs * self.steps)
+        return Price(queries=runs * (self.steps + 4), gradients=runs * self.steps)
 
     def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
         """Inputs `[n, ...]` within the radius. Raises BadThreat for an infinite radius."""
         radius = finite_radius(scene, self.card.name)
+        last = round(self.finish * self.steps)
+        rivals = compared(scene, last - 2)
         for restart in range(self.restarts):
+            # the way to the nearest class is the same every time: further runs refine what they found themselves
+            led = rivals if not restart else 0
             for side, loss in enumerate(scene.oracle.goal.objectives(self.loss)):
                 front = Front(scene)
                 if len(front):
                     start = scene.space.sample(front.x, radius, rng.child("apgd", restart, side), front.rows)
-                    ascend(scene, front, start, loss, self.steps - self._finish)
-                    self._end(scene, side)
+                    ascend(scene, front, start, loss, self.steps - last)
+                front = Front(scene)
+                if last and len(front):
+                    start = lead(scene, front, led)[1] if led else scene.oracle.best.x[front.rows]
+                    ascend(scene, front, start, scene.oracle.goal.objectives("margin")[side], last - led)
         return Perturbed(scene.oracle.best.x)
-
-    @property
-    def _finish(self) -> int:
-        return 0 if self.loss == "margin" else round(self.finish * self.steps)
-
-    def _end(self, scene: EvasionScene, side: int) -> None:
-        front = Front(scene)
-        if len(front) and self._finish:
-            margin = scene.oracle.goal.objectives("margin")[side]
-            ascend(scene, front, scene.oracle.best.x[front.rows], margin, self._finish)

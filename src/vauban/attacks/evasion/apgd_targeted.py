@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from vauban.attacks.evasion.ascent import ascend
 from vauban.attacks.evasion.front import Front, finite_radius
+from vauban.attacks.evasion.rivals import PAIR_LOSSES, compared, rank, towards
 from vauban.attacks.evasion.settings import at_least, one_of
 from vauban.core.attack import EvasionScene, Perturbed, Price
-from vauban.core.goal import Goal
 from vauban.core.oracle import Loss
 from vauban.core.rng import Rng
-from vauban.core.target import Outputs
-from vauban.parts import losses
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
-
-PairLoss = Callable[[Outputs, Tensor, Tensor], Tensor]
-
-
-def _difference(outputs: Outputs, true: Tensor, wanted: Tensor) -> Tensor:
-    z = losses.as_logits(outputs)
-    return (z.gather(1, wanted[:, None]) - z.gather(1, true[:, None])).squeeze(1)
-
-
-def _log_likelihood(outputs: Outputs, true: Tensor, wanted: Tensor) -> Tensor:
-    return losses.log_likelihood(outputs, wanted)
-
-
-PAIR_LOSSES: Mapping[str, PairLoss] = {"dlr": losses.dlr_between, "margin": _difference, "ce": _log_likelihood}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +27,8 @@ class TargetedAPGD:
     wanted class.
 
     Source: Croce and Hein 2020 (arXiv:2003.01690, section 4 and equation 7).
-    Departures: classes are ranked once, by the scores of the clean input; those of `ascent.ascend`; with three classes
+    Departures: classes are ranked once, at the clean input, by the share of the radius at which a linear model would
+    give in (MALT: Melamed et al. 2024, arXiv:2407.02240) instead of by their scores; those of `ascent.ascend`; with three classes
     the targeted DLR is not divided by anything.
 
     Args:
@@ -88,9 +72,11 @@ class TargetedAPGD:
         one_of("loss", self.loss, PAIR_LOSSES)
 
     def price(self, classes: int | None) -> Price:
-        """`steps` gradients a class and run, one query more for each, and one for the ranking."""
-        runs = self.restarts * min(self.targets, (classes or self.targets + 1) - 1)
-        return Price(queries=1 + runs * (self.steps + 1), gradients=runs * self.steps)
+        """`steps` gradients a class and run, one query more for each, and the ranking: two queries, a gradient a class."""
+        wrong = (classes or _candidates(self.targets) + 1) - 1
+        runs = self.restarts * min(self.targets, wrong)
+        ranking = min(_candidates(self.targets), wrong)
+        return Price(queries=2 + runs * (self.steps + 1) + ranking, gradients=runs * self.steps + ranking)
 
     def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
         """Inputs `[n, ...]` within the radius. Raises BadThreat for an infinite radius."""
@@ -106,21 +92,16 @@ class TargetedAPGD:
 
     def _losses(self, scene: EvasionScene) -> list[Loss]:
         """The loss of each run in turn."""
-        goal, rows = scene.oracle.goal, scene.oracle.rows
-        if goal.targeted or not len(rows):
+        front, goal = Front(scene), scene.oracle.goal
+        most = compared(scene, _candidates(self.targets))
+        if not most or not len(front):
             return list(goal.objectives(self.loss))
-        scores = scene.oracle.scores(scene.x[rows], rows)
-        true = goal.labels.to(scores.device)[rows]
-        ranking = scores.scatter(1, true[:, None], -torch.inf).argsort(dim=1, descending=True)
-        wanted = torch.zeros(len(scene.x), scores.shape[1] - 1, dtype=torch.int64, device=scores.device)
-        wanted[rows] = ranking[:, :-1]
-        return [self._towards(goal, column) for column in wanted.unbind(1)[: self.targets]]
+        order = rank(scene, front, most).wanted[:, : self.targets]
+        wanted = torch.zeros(len(scene.x), order.shape[1], dtype=torch.int64, device=order.device)
+        wanted[front.rows] = order
+        return [towards(goal, column, self.loss) for column in wanted.unbind(1)]
 
-    def _towards(self, goal: Goal, wanted: Tensor) -> Loss:
-        pair = PAIR_LOSSES[self.loss]
 
-        def loss(outputs: Outputs, rows: Tensor) -> Tensor:
-            true = goal.labels.to(rows.device)[rows]
-            return pair(outputs, true, wanted[rows])
-
-        return loss
+def _candidates(targets: int) -> int:
+    """Likeliest classes whose gradients are compared to find `targets` near ones."""
+    return 2 * targets + 2

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from vauban.attacks.evasion.front import Front, finite_radius
-from vauban.attacks.evasion.settings import one_of
+from vauban.attacks.evasion.rivals import OVERSHOOT, compared, rank
+from vauban.attacks.evasion.settings import at_least, one_of
 from vauban.core.attack import EvasionScene, Perturbed, Price
 from vauban.core.oracle import Loss
 from vauban.core.rng import Rng
 from vauban.parts.losses import LOSSES
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
-
-OVERSHOOT = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +26,14 @@ class FGSM:
     Source: Goodfellow, Shlens and Szegedy 2015 (arXiv:1412.6572, section 4).
     Departures: in L2 and L1 the step is the steepest one of that norm (the fast gradient method); it overshoots a
     hundredfold and is projected back onto ball and box, so that the room that the box denies to some features goes to
-    the others; the loss is the margin unless told otherwise, for cross-entropy's gradient
-    blends all classes; in a regression both directions are tried.
+    the others; the step goes towards the nearest class, found by comparing gradients of the likeliest ones, for a
+    loss over all classes points to none of them (`rivals=1, loss=ce` is the published attack); in a regression both
+    directions are tried.
 
     Args:
-        loss: `ce` (cross-entropy), `margin` (difference of logits) or `dlr` (difference of logits ratio).
+        rivals: wrong classes that are compared, likeliest first; 1 compares none and follows the loss.
+        loss: where no classes are compared, `ce` (cross-entropy), `margin` (difference of logits) or `dlr` (difference
+            of logits ratio).
     """
 
     card: ClassVar[AttackCard] = AttackCard(
@@ -51,22 +53,32 @@ class FGSM:
     )
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {}, "deep": {}}
 
+    rivals: int = 9
     loss: str = "margin"
 
     def __post_init__(self) -> None:
+        at_least("rivals", self.rivals, 1)
         one_of("loss", self.loss, LOSSES)
 
     def price(self, classes: int | None) -> Price:
-        """One gradient and two queries; twice that in a regression."""
-        sides = 1 if classes else 2
-        return Price(queries=2 * sides, gradients=sides)
+        """A gradient for every class that is compared and three queries; in a regression two and four."""
+        return Price(queries=3, gradients=min(self.rivals, classes)) if classes else Price(queries=4, gradients=2)
 
     def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
         """Inputs `[n, ...]` within the radius. Raises BadThreat for an infinite radius."""
         radius = finite_radius(scene, self.card.name)
-        for loss in scene.oracle.goal.objectives(self.loss):
-            self._step(scene, radius, loss)
+        rivals = compared(scene, self.rivals)
+        if rivals > 1:
+            self._leap(scene, rivals)
+        else:
+            for loss in scene.oracle.goal.objectives(self.loss):
+                self._step(scene, radius, loss)
         return Perturbed(scene.oracle.best.x)
+
+    def _leap(self, scene: EvasionScene, rivals: int) -> None:
+        front = Front(scene)
+        if len(front):
+            scene.oracle.margins(rank(scene, front, rivals).start, front.rows)
 
     def _step(self, scene: EvasionScene, radius: float, loss: Loss) -> None:
         oracle, front = scene.oracle, Front(scene)

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from vauban.attacks.evasion.front import Front, finite_radius
-from vauban.attacks.evasion.settings import above, at_least, one_of
+from vauban.attacks.evasion.rivals import compared, lead
+from vauban.attacks.evasion.settings import above, at_least, at_most, one_of
 from vauban.core.attack import EvasionScene, Perturbed, Price
 from vauban.core.oracle import Loss
 from vauban.core.rng import Rng
@@ -26,8 +29,10 @@ class PGD:
     Source: Madry et al. 2018 (arXiv:1706.06083, section 2.1); BIM: Kurakin et al. 2017 (arXiv:1607.02533, section 2).
     Departures: the step size is given relative to the radius, and falls linearly over the run unless `decay=False`, so
     that the last steps refine what the first found; the projection is onto ball and box together and exact;
-    the loss is the margin unless told otherwise, for cross-entropy's
-    gradient blends all classes; in a regression each run is made twice, upwards and downwards, unless the first succeeds.
+    the loss is the margin unless told otherwise, for cross-entropy's gradient blends all classes; the last steps go
+    towards the nearest class, from where a linear model would give in to it, for the class that the loss ends at need
+    not be the nearest (`finish=0` leaves that out); in a regression each run is made twice, upwards and downwards, unless
+    the first succeeds.
 
     Args:
         steps: gradient steps of a run.
@@ -35,6 +40,8 @@ class PGD:
         decay: steps fall linearly from nearly twice the mean to nearly nothing; all alike where False.
         restarts: runs from different random points.
         random_start: start from a point drawn uniformly from the ball instead of the clean input.
+        finish: share of the steps that go towards the nearest class at the end, 0 to 0.5; the comparison of classes is
+            paid from them, a step a class, so that a run of few steps compares few classes.
         loss: `ce` (cross-entropy), `margin` (difference of logits) or `dlr` (difference of logits ratio).
     """
 
@@ -67,44 +74,59 @@ class PGD:
     decay: bool = True
     restarts: int = 1
     random_start: bool = True
+    finish: float = 0.4
     loss: str = "margin"
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
         at_least("restarts", self.restarts, 1)
         above("step", self._mean, 0)
+        at_least("finish", self.finish, 0)
+        at_most("finish", self.finish, 0.5)
         one_of("loss", self.loss, LOSSES)
 
     @property
     def _mean(self) -> float:
         return 4 / self.steps if self.step is None else self.step
 
-    def size(self, number: int) -> float:
-        """The size of the step of that number (from 0), as a share of the radius."""
-        return self._mean * (2 * (self.steps - number) / (self.steps + 1) if self.decay else 1)
+    def sizes(self, steps: int) -> list[float]:
+        """The sizes of `steps` steps as shares of the radius."""
+        mean = 4 / steps if self.step is None else self.step
+        return [mean * (2 * (steps - number) / (steps + 1) if self.decay else 1) for number in range(steps)]
 
     def price(self, classes: int | None) -> Price:
-        """`steps` gradients a run and one query more; twice that in a regression."""
+        """`steps` gradients a run and three queries more; twice that in a regression."""
         runs = self.restarts * (1 if classes else 2)
-        return Price(queries=runs * (self.steps + 1), gradients=runs * self.steps)
+        return Price(queries=runs * (self.steps + 3), gradients=runs * self.steps)
 
     def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
         """Inputs `[n, ...]` within the radius. Raises BadThreat for an infinite radius."""
-        radius = finite_radius(scene, self.card.name)
+        finite_radius(scene, self.card.name)
+        last = round(self.finish * self.steps)
+        rivals = compared(scene, last - 2)
         for restart in range(self.restarts):
+            # the way to the nearest class is the same every time
+            led = last if rivals and not restart else 0
             for loss in scene.oracle.goal.objectives(self.loss):
-                self._run(scene, radius, loss, rng.child("pgd", restart))
+                front = Front(scene)
+                if len(front):
+                    self._run(
+                        scene, front, self._start(scene, front, rng.child("pgd", restart)), loss, self.steps - led
+                    )
+            front = Front(scene)
+            if led and len(front):
+                self._run(scene, front, lead(scene, front, rivals)[1], scene.oracle.goal.margin, led - rivals)
         return Perturbed(scene.oracle.best.x)
 
-    def _run(self, scene: EvasionScene, radius: float, loss: Loss, rng: Rng) -> None:
-        oracle, space, front = scene.oracle, scene.space, Front(scene)
-        if not len(front):
-            return
-        z = space.sample(front.x, radius, rng, front.rows) if self.random_start else front.x
-        for number in range(self.steps):
+    def _start(self, scene: EvasionScene, front: Front, rng: Rng) -> Tensor:
+        return scene.space.sample(front.x, scene.radius, rng, front.rows) if self.random_start else front.x
+
+    def _run(self, scene: EvasionScene, front: Front, z: Tensor, loss: Loss, steps: int) -> None:
+        oracle, space = scene.oracle, scene.space
+        for size in self.sizes(steps):
             look = oracle.value_and_grad(loss, z, front.rows)
             z, grad = front.narrow(look.open, z, look.grad)
             if not len(front):
                 return
-            z = front.project(space.steepest(grad, z, radius * self.size(number)).add_(z))
+            z = front.project(space.steepest(grad, z, scene.radius * size).add_(z))
         oracle.margins(z, front.rows)
