@@ -182,3 +182,25 @@ def test_nearest_keeps_the_smallest_success_and_stays_open() -> None:
     assert near.best.reached.all()
     assert torch.allclose(near.best.distance, 20 * away.flatten(1).norm(dim=1).to(torch.float64), rtol=1e-5)
     assert len(near.rows) == 10
+
+
+def test_a_nearest_success_exceeds_the_rounding_of_the_scores() -> None:
+    """Judged by labels alone a point on the border is a success; a forward in another order may say otherwise."""
+    layer = nn.Linear(1, 2, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+    x, rows = torch.full((1, 1), 0.5), torch.zeros(1, dtype=torch.int64)
+    space = Image().space("l2", Domain(kind="image", low=-1.0, high=1.0))
+    for nearest, firm in ((True, False), (False, True)):
+        oracle = MeteredOracle(
+            Counting(layer, []), Misclassify(torch.tensor([0])), space, x, float("inf"), access=Access.LABELS,
+            nearest=nearest,
+        )  # fmt: skip
+        oracle.begin()
+        # scores near 100, whose float32 neighbours are 8e-6 apart: a margin of 1e-4 is no more than rounding may undo
+        layer.bias = nn.Parameter(torch.tensor([100.0, 100.0 - 1e-4]), requires_grad=False)
+        assert oracle.reaches(torch.full((1, 1), -1e-4), rows).tolist() == [True]
+        assert bool(oracle.best.reached[0]) is firm
+        assert oracle.reaches(torch.full((1, 1), -0.01), rows).tolist() == [True]
+        assert bool(oracle.best.reached[0])
+        layer.bias = None

@@ -20,6 +20,8 @@ from vauban.schema.errors import BadTarget, Limit, NotOffered
 from vauban.schema.threat import Budget
 
 NO_LIMIT = 2**62
+FIRM = 1e-5
+"""Share of the largest score by which a nearest success must exceed the border, for rounding not to undo it."""
 
 
 def slack(radius: float, x: Tensor) -> float:
@@ -85,7 +87,10 @@ class MeteredOracle:
     def begin(self) -> Tensor:
         """Look at the clean inputs and close the rows that already reach the goal; `[n]` margins. One query a row."""
         rows = torch.arange(len(self._x), device=self._x.device)
-        margin = self.margins(self._x, rows) if Access.SCORES in self._granted else self._from_labels(self._x, rows)
+        if Access.SCORES in self._granted:
+            margin = self.margins(self._x, rows)
+        else:
+            margin = self._from_labels(self._x, rows, firmly=False)
         self.best.distance[rows] = torch.where(margin > 0, 0.0, torch.inf).to(torch.float64)
         self._decided |= margin > 0
         return margin
@@ -144,7 +149,9 @@ class MeteredOracle:
             with torch.enable_grad():
                 out = self._target.forward(leaf)
                 z = as_logits(out)
-                gaps = z.gather(1, filled(classes[cut], self._grain)) - z.gather(1, filled(base[cut, None], self._grain))
+                gaps = z.gather(1, filled(classes[cut], self._grain)) - z.gather(
+                    1, filled(base[cut, None], self._grain)
+                )
                 # one pass back a class over one pass forward: cheaper on a CPU than batched gradients or copied rows
                 for column in range(many):
                     slope = _slope(gaps[:, column], leaf, again=column + 1 < many)
@@ -197,8 +204,11 @@ class MeteredOracle:
         return Look(torch.cat(values), grad, margin, self.open(rows))
 
     def _forward(self, x: Tensor, rows: Tensor) -> Outputs:
+        return self._visible(self._answers(x, rows))
+
+    def _answers(self, x: Tensor, rows: Tensor) -> Outputs:
         self._admit(rows)
-        out = self._visible(answers(self._target, x, self._size))
+        out = answers(self._target, x, self._size)
         self._charge(rows, queries=1)
         return out
 
@@ -209,11 +219,23 @@ class MeteredOracle:
         self._note(x, rows, margin)
         return margin if loss == self.goal.margin else loss(out, rows)
 
-    def _from_labels(self, x: Tensor, rows: Tensor) -> Tensor:
+    def _from_labels(self, x: Tensor, rows: Tensor, firmly: bool = True) -> Tensor:
         kind: OutputKind = "values" if self._target.domain.task == "regression" else "labels"
-        margin = self.goal.margin(Outputs(self._forward(x, rows).labels, kind), rows).to(self.best.margin.dtype)
-        self._note(x, rows, margin)
+        out = self._answers(x, rows)
+        margin = self.goal.margin(Outputs(out.labels, kind), rows).to(self.best.margin.dtype)
+        self._note(x, rows, self._firm(out, rows, margin) if self.nearest and firmly else margin)
         return margin
+
+    def _firm(self, out: Outputs, rows: Tensor, margin: Tensor) -> Tensor:
+        """The margin where it exceeds the rounding of the scores, minus infinity elsewhere.
+
+        Whoever looks for the nearest success by labels ends so close to the border that a forward pass in another order
+        of memory may undo it. The scores, where the target gives any, tell; the attack is not told.
+        """
+        if out.kind == "labels":
+            return margin
+        scale = out.values.reshape(len(out.values), -1).abs().amax(1)
+        return torch.where(self.goal.margin(out, rows) > FIRM * scale, margin, -torch.inf)
 
     def _visible(self, out: Outputs) -> Outputs:
         """Without LOGITS an attacker sees probabilities."""
