@@ -92,6 +92,10 @@ class Modality(Protocol):
         """`x` as it would be after saving: rounded to the grid, towards `clean` so that no budget is overrun."""
         ...
 
+    def looks(self, changed: Tensor, clean: Tensor, domain: Domain) -> dict[str, Tensor]:
+        """How different the changes look to people, by name of the measure, float64 `[n]`; empty where nobody looks."""
+        ...
+
     def exhibit(
         self, clean: Tensor, changed: Tensor, before: Tensor, after: Tensor, captions: list[str], domain: Domain
     ) -> Exhibit:

@@ -194,7 +194,7 @@ def examine(check: Check, case: Case) -> Outcome:
     result = run(check, case)
     card = ATTACKS.load(check.id).card
     curve, zero = _security_curve(check, case, result) if card.curve else (None, [])
-    measurements = _measurements(result, check.threat.room.space)
+    measurements = _measurements(result, check.threat.room.space, case)
     late = result.outcomes.count("u")
     attempt = Attempt(
         check=check.id,
@@ -217,16 +217,18 @@ def examine(check: Check, case: Case) -> Outcome:
     return Outcome(attempt, {"rows": hits.nonzero().flatten(), "x": result.x[hits].contiguous()} if hits.any() else {})
 
 
-def _measurements(result: Run, unit: str) -> list[Measurement]:
+def _measurements(result: Run, unit: str, case: Case) -> list[Measurement]:
     letters = result.outcomes
     assessed = [letter for letter in letters if letter != "u"]
     broken = np.array([i for i, letter in enumerate(letters) if letter == "b"], dtype=np.int64)
     right = sum(letter != "w" for letter in letters)
+    looks = case.modality.looks(result.x[broken], case.data.x_test[broken], case.domain)
     return [
         rate("evasion.clean_accuracy", right, len(letters)),
         rate("evasion.robust_accuracy", sum(letter in "hc" for letter in assessed), len(assessed)),
         median("evasion.median_distance", result.distance.numpy()[broken], unit),
         median("evasion.queries_median", result.queries.numpy()[broken].astype(np.float64), "queries"),
+        *(median(f"evasion.{name}_median", values.cpu().numpy(), "") for name, values in looks.items()),
     ]
 
 

@@ -11,6 +11,8 @@ NAMES = {
     "evasion.broken_share": "right answers broken",
     "evasion.median_distance": "middle distance of a break",
     "evasion.queries_median": "middle number of queries",
+    "evasion.ssim_median": "middle likeness of a break to the input (SSIM)",
+    "evasion.ciede2000_median": "middle colour difference of a break (CIEDE2000)",
     "leakage.membership.auc": "membership, area under ROC",
     "leakage.membership.tpr_at_fpr_1pct": "members found at 1 % false alarms",
     "leakage.membership.tpr_at_fpr_0.1pct": "members found at 0.1 % false alarms",
@@ -48,6 +50,8 @@ KEYS = (
 CONTROLS = frozenset(
     {
         "evasion.queries_median",
+        "evasion.ssim_median",
+        "evasion.ciede2000_median",
         "leakage.blind_auc",
         "leakage.null_auc",
         "leakage.reconstruction.blind_psnr",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vauban.core.target import Domain
 from vauban.domains.box import Boxed, edges
+from vauban.parts import distances
 from vauban.schema.log import Exhibit, Picture
 
 SMALLEST, LARGEST = 56, 128
@@ -23,6 +24,17 @@ class Image(Boxed):
     """Grey (1 channel), colour (3), or any other number of channels (shown as their mean)."""
 
     kind = "image"
+
+    def looks(self, changed: Tensor, clean: Tensor, domain: Domain) -> dict[str, Tensor]:
+        """`ssim`, and for three channels (taken as sRGB) `ciede2000`; nothing where nobody declared the box."""
+        low, high = edges(domain)
+        if not bool(low.isfinite().all() and high.isfinite().all()):
+            return {}
+        z, x = (distances.pictures(side, low, high) for side in (changed, clean))
+        found = {"ssim": distances.in_parts(distances.ssim, z, x)}
+        if x.shape[1] == distances.COLOURS:
+            found["ciede2000"] = distances.in_parts(distances.colour_difference, z.clamp(0, 1), x.clamp(0, 1))
+        return found
 
     def exhibit(
         self, clean: Tensor, changed: Tensor, before: Tensor, after: Tensor, captions: list[str], domain: Domain
