@@ -37,7 +37,7 @@ STEADY = ("evasion.fgsm", "evasion.universal")
 """Draw no random numbers."""
 IDS = [name for name in ATTACKS.ids() if name.startswith("evasion.")]
 SHAPES = {"vector": (12,), "picture": (2, 5, 4), "series": (3, 4)}
-RADIUS = {"linf": 0.12, "l2": 0.4, "l1": 1.2}
+RADIUS = {"linf": 0.12, "l2": 0.4, "l1": 1.2, "l0": 3.0}
 ROWS = 9
 
 

@@ -30,6 +30,7 @@ def test_cross_entropy(kind: str) -> None:
 @pytest.mark.parametrize("norm", sorted(SPACES))
 def test_samples_of_the_ball(norm: str) -> None:
     x, space = torch.rand(256, 12, generator=torch.Generator().manual_seed(1)), SPACES[norm](0.0, 1.0)
-    whole = space.sample(x, 0.5, Rng(3, 256), torch.arange(256))
+    radius = 3.0 if norm == "l0" else 0.5
+    whole = space.sample(x, radius, Rng(3, 256), torch.arange(256))
     ids = torch.arange(256).numpy()
-    assert torch.equal(whole, _in_eights(lambda cut: space.sample(x[cut], 0.5, Rng(3, ids[cut]), torch.arange(8))))
+    assert torch.equal(whole, _in_eights(lambda cut: space.sample(x[cut], radius, Rng(3, ids[cut]), torch.arange(8))))

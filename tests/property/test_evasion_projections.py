@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -63,7 +65,7 @@ def test_projection_leaves_inner_points_alone(name, seed) -> None:
     x, z, low, high, _ = scene(seed, spread=0.01)
     space = SPACES[name](low, high)
     inner = torch.clamp(z, low, high)
-    assert torch.equal(space.project(inner, x, 5.0), inner)
+    assert torch.equal(space.project(inner, x, 7.0), inner)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -81,13 +83,13 @@ def test_radius_may_differ_from_row_to_row(name) -> None:
 @few
 def test_steepest_has_the_size_asked_for_and_climbs(name, seed, scale) -> None:
     x, z, _, _, _ = scene(seed)
-    space = SPACES[name]()
+    space, radius = SPACES[name](), 3.0 if name == "l0" else 0.3
     g = (z - x) * scale
-    step = space.steepest(g, x, 0.3)
+    step = space.steepest(g, x, radius)
     nought = torch.zeros_like(step)
-    assert torch.allclose(space.distance(step, nought), torch.full((5,), 0.3, dtype=torch.float64), rtol=1e-5)
+    assert torch.allclose(space.distance(step, nought), torch.full((5,), radius, dtype=torch.float64), rtol=1e-5)
     assert bool(((step.double() * g.double()).sum(1) > 0).all())
-    assert torch.equal(space.steepest(nought, x, 0.3), nought)
+    assert torch.equal(space.steepest(nought, x, radius), nought)
 
 
 def test_l1_step_avoids_features_that_the_box_stops() -> None:
@@ -126,13 +128,68 @@ def test_box_upside_down_is_refused() -> None:
         SPACES["linf"](1.0, 0.0)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("norm", NAMES)
 def test_a_row_is_projected_to_the_same_bits_alone_and_among_others(norm: str) -> None:
     generator = torch.Generator().manual_seed(5)
     x = torch.rand(60, 12, generator=generator)
     z = x + torch.randn(60, 12, generator=generator) * torch.logspace(-3, 1, 60)[:, None]
     space = SPACES[norm](0.0, 1.0)
-    radius = {"linf": 0.2, "l2": 0.6, "l1": 1.5}[norm]
+    radius = {"linf": 0.2, "l2": 0.6, "l1": 1.5, "l0": 4.0}[norm]
     together = space.project(z, x, radius)
     alone = torch.cat([space.project(z[i : i + 1], x[i : i + 1], radius) for i in range(60)])
     assert torch.equal(together, alone)
+
+
+def test_l0_counts_elements_and_reads_a_radius_as_its_whole_part() -> None:
+    space = SPACES["l0"]()
+    x, z = torch.zeros(1, 2, 3), torch.tensor([[[0.0, 1e-30, -2.0], [3.0, 0.0, 4.0]]])
+    assert space.distance(z, x).tolist() == [4.0]
+    for radius, left in ((0.9, []), (1.0, [4.0]), (2.99, [3.0, 4.0]), (3.0, [-2.0, 3.0, 4.0]), (float("inf"), None)):
+        w = space.project(z, x, radius)
+        assert (w[w != 0].tolist() if left is not None else w.tolist()) == (left if left is not None else z.tolist())
+
+
+def test_l0_keeps_the_first_of_equal_changes() -> None:
+    space = SPACES["l0"](0.0, 1.0)
+    x = torch.full((3, 400), 0.5)
+    w = space.project(x + 0.25, x, torch.tensor([1.0, 2.0, 5.0]))
+    assert [row.nonzero().flatten().tolist() for row in w - x] == [[0], [0, 1], [0, 1, 2, 3, 4]]
+
+
+@given(seed=st.integers(0, 2**31))
+@few
+def test_l0_projection_against_every_choice_of_features(seed: int) -> None:
+    x, z, low, high, g = scene(seed)
+    count = int(g.integers(0, 8))
+    found = SPACES["l0"](low, high).project(z, x, float(count))
+    clipped = torch.clamp(z, low, high)
+    for i in range(len(x)):
+        choices = itertools.combinations(range(7), count)
+        tried = [torch.where(torch.isin(torch.arange(7), torch.tensor(c)), clipped[i], x[i]) for c in choices]
+        best = min(float((w - z[i]).double().square().sum()) for w in tried)
+        assert float((found[i] - z[i]).double().square().sum()) == pytest.approx(best, rel=1e-6)
+
+
+@given(seed=st.integers(0, 2**31))
+@few
+def test_l0_steps_go_to_the_wall_where_they_gain_most(seed: int) -> None:
+    x, z, low, high, _ = scene(seed)
+    space, g = SPACES["l0"](low, high), z - x
+    step = space.steepest(g, x, 2.0)
+    reach = torch.where(g > 0, high - x, x - low)
+    reach = torch.where(reach.isfinite(), reach, x.abs().amax(1, keepdim=True).clamp_min(1))
+    gain = (g.abs() * reach).sort(dim=1, descending=True).values[:, :2].sum(1)
+    assert torch.allclose((g * step).sum(1), gain, rtol=1e-5)
+    assert bool((space.distance(step, torch.zeros_like(step)) <= 2).all())
+    assert bool(space.allowed(torch.clamp(x + step, low, high), x).all.all())
+
+
+@pytest.mark.parametrize("sides", [(0.0, 1.0), (-torch.inf, torch.inf)])
+def test_l0_samples_change_so_many_features_evenly(sides: tuple[float, float]) -> None:
+    n, space = 3000, SPACES["l0"](*sides)
+    x = torch.full((n, 6), 0.5)
+    z = space.sample(x, 2.5, Rng(0, n), torch.arange(n))
+    assert space.distance(z, x).tolist() == [2.0] * n
+    assert bool(space.allowed(z, x).all.all())
+    often = (z != x).double().mean(0)
+    assert bool(((often - 1 / 3).abs() <= 4 * (2 / 9 / n) ** 0.5).all())

@@ -52,7 +52,7 @@ def made(n: int = 6, shape: tuple[int, ...] = (12,)) -> tuple[Curved, torch.Tens
     return target, x, target.forward(x).labels
 
 
-@pytest.mark.parametrize("name", sorted(SPACES))
+@pytest.mark.parametrize("name", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("seed", range(4))
 def test_projection_against_a_general_solver(name: str, seed: int) -> None:
     g = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ def test_projection_against_a_general_solver(name: str, seed: int) -> None:
     assert ((w.numpy() - z) ** 2).sum() <= found.fun + 1e-4
 
 
-@pytest.mark.parametrize("name", sorted(SPACES))
+@pytest.mark.parametrize("name", ["linf", "l2", "l1"])
 def test_pgd_against_a_loop_over_samples(name: str) -> None:
     target, x, y = made()
     radius = {"linf": 0.02, "l2": 0.08, "l1": 0.2}[name]

@@ -14,7 +14,7 @@ from vauban.schema.errors import BadThreat
 
 
 class Boxed:
-    """Spaces `linf`, `l2`, `l1` between `domain.low` and `domain.high`; rounding to `domain.step`."""
+    """Spaces `linf`, `l2`, `l1`, `l0` between `domain.low` and `domain.high`; rounding to `domain.step`."""
 
     kind: str
     spaces: ClassVar[tuple[str, ...]] = tuple(SPACES)

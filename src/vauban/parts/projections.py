@@ -219,5 +219,67 @@ class L1(LpBall):
         return self.project(x + noise.view_as(x) * per_row(radius, x), x, radius)
 
 
-SPACES: Mapping[str, type[LpBall]] = {ball.name: ball for ball in (Linf, L2, L1)}
+@dataclass(frozen=True, eq=False)
+class L0(LpBall):
+    """How many features are changed, by however much: every element of an input counts, so a colour pixel counts up to three.
+
+    A radius means its whole part. `project` keeps the changes whose loss would cost the most distance to the point that
+    was asked for (the first of equals). `steepest` changes the features where the slope times the way to the box's wall is
+    largest, up to the wall. Where the box is open, as far as the largest magnitude of the row's features, and at least 1.
+    """
+
+    name: ClassVar[str] = "l0"
+    unit: ClassVar[str] = "features"
+    order: ClassVar[float] = 0.0
+
+    def within(self, x: Tensor, radius: Radius) -> Projector:
+        count = self._count(x, radius)
+
+        def project(z: Tensor) -> Tensor:
+            clipped = self.clip(z)
+            over = ((clipped != x).flatten(1).sum(1) > count).nonzero().flatten()
+            if len(over):
+                origin, near = x[over], clipped[over]
+                # the squared distance that leaving a feature unchanged would add
+                gain = (near.double() - origin.double()) * (2 * z[over].double() - origin.double() - near.double())
+                kept = _largest(gain.flatten(1), count[over]).view_as(near)
+                clipped[over] = torch.where(kept, near, origin)
+            return clipped
+
+        return project
+
+    def steepest(self, g: Tensor, x: Tensor, radius: Radius) -> Tensor:
+        reach = self._reach(g, x)
+        gain = g.flatten(1).abs().double() * reach
+        kept = _largest(gain, self._count(x, radius)) & (gain > 0)
+        return torch.where(kept, g.flatten(1).sign() * reach, 0).to(g).view_as(g)
+
+    def sample(self, x: Tensor, radius: Radius, rng: Rng, rows: Tensor) -> Tensor:
+        picked = _largest(rng.uniform(rows, (x.shape[1:].numel(),)).to(x.device), self._count(x, radius)).view_as(x)
+        far = x.flatten(1).abs().amax(1, keepdim=True).clamp_min(1).view(-1, *(1,) * (x.dim() - 1))
+        low, high = (
+            torch.where(side.isfinite(), side, x + far * way) for side, way in zip(self.box(x), (-1, 1), strict=True)
+        )
+        value = low + (high - low) * rng.uniform(rows, x.shape[1:]).to(x)
+        return torch.where(picked, self.clip(value), x)
+
+    def _count(self, x: Tensor, radius: Radius) -> Tensor:
+        """Features that may change, int64 `[n]`."""
+        wide = torch.as_tensor(radius, dtype=torch.float64, device=x.device).expand(len(x))
+        return wide.clamp(0, x.shape[1:].numel()).floor().long()
+
+    def _reach(self, change: Tensor, x: Tensor) -> Tensor:
+        """`_room`, with an end to it, `[n, d]`."""
+        room = self._room(change, x)
+        return torch.where(room.isfinite(), room, x.flatten(1).abs().amax(1, keepdim=True).clamp_min(1))
+
+
+def _largest(values: Tensor, count: Tensor) -> Tensor:
+    """bool `[n, d]`: the `count` `[n]` largest of each row, the first of equals."""
+    order = values.argsort(dim=1, descending=True, stable=True)
+    chosen = torch.arange(values.shape[1], device=values.device) < count[:, None]
+    return torch.zeros_like(chosen).scatter_(1, order, chosen)
+
+
+SPACES: Mapping[str, type[LpBall]] = {ball.name: ball for ball in (Linf, L2, L1, L0)}
 """Name of a threat -> the space it means."""

@@ -31,7 +31,7 @@ class AttackCard(Frozen):
     """One plain sentence for somebody who does not know the field."""
     needs: AccessField = Access.LABELS
     spaces: tuple[str, ...] = ()
-    """Spaces it can search (`linf`, `l2`, `l1`); empty where it does not move inputs."""
+    """Spaces it can search (`linf`, `l2`, `l1`, `l0`); empty where it does not move inputs."""
     tasks: tuple[Task, ...] = ("classification",)
     modalities: tuple[str, ...] = ()
     """Kinds of data it works on; empty means any."""

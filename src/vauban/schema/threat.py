@@ -19,7 +19,7 @@ AccessField = Annotated[
     Access, PlainValidator(_access, json_schema_input_type=list[str]), PlainSerializer(lambda a: a.words())
 ]
 
-NORMS = ("linf", "l2", "l1")
+NORMS = ("linf", "l2", "l1", "l0")
 
 
 class Frozen(BaseModel):
