@@ -31,7 +31,7 @@ DOMAIN = Domain(kind="image", task="classification", classes=10, low=0.0, high=1
 class NobodyLeaves(MeteredOracle):
     """Rows stay open after they are broken: every row gets all steps, as in a peer."""
 
-    def open(self, rows: Tensor) -> Tensor:
+    def open(self, rows: Tensor, gradients: int = 1) -> Tensor:
         return torch.ones_like(rows, dtype=torch.bool)
 
 

@@ -55,6 +55,11 @@ def model(shape: tuple[int, ...], outputs: int, values: bool = False) -> TorchTa
     return TorchTarget(module, domain=Domain(task=task), output="values" if values else "logits")
 
 
+def first(id: str) -> str:
+    """The space to try an attack in where any will do."""
+    return ATTACKS.load(id).card.spaces[0]
+
+
 @dataclass
 class Run:
     oracle: MeteredOracle
@@ -66,7 +71,7 @@ def attacked(
     *,
     shape: tuple[int, ...] = (12,),
     classes: int = 4,
-    space: str = "linf",
+    space: str | None = None,
     goal: str = "untargeted",
     seed: int = 0,
     rows: list[int] | None = None,
@@ -76,6 +81,7 @@ def attacked(
     task: str = "classification",
     settings: dict[str, Any] | None = None,
 ) -> Run:
+    space = space or first(id)
     g = torch.Generator().manual_seed(8)
     x = torch.rand(ROWS, *shape, generator=g)
     donors = torch.rand(20, *shape, generator=g)
@@ -226,7 +232,7 @@ def test_seeds_reproduce_and_differ(id: str) -> None:
 def test_decided_rows_cost_nothing_more(id: str) -> None:
     """A model that is wrong from the start is not attacked at all."""
     g = torch.Generator().manual_seed(8)
-    x, ball = torch.rand(ROWS, 12, generator=g), SPACES["linf"](0.0, 1.0)
+    x, ball = torch.rand(ROWS, 12, generator=g), SPACES[first(id)](0.0, 1.0)
     target = model((12,), 4)
     with torch.no_grad():
         wrong = (target.forward(x).labels + 1) % 4
@@ -262,10 +268,11 @@ def test_without_a_radius_there_is_a_nearest_success_or_a_clear_word(id: str) ->
 @pytest.mark.parametrize("id", IDS)
 def test_donors_may_be_missing(id: str) -> None:
     g = torch.Generator().manual_seed(8)
-    x, ball, target = torch.rand(ROWS, 12, generator=g), SPACES["linf"](0.0, 1.0), model((12,), 4)
+    x, ball, target = torch.rand(ROWS, 12, generator=g), SPACES[first(id)](0.0, 1.0), model((12,), 4)
     with torch.no_grad():
         labels = target.forward(x).labels
-    oracle = MeteredOracle(target, Misclassify(labels), ball, x, 0.3)
+    radius = 2.5 * RADIUS[first(id)]
+    oracle = MeteredOracle(target, Misclassify(labels), ball, x, radius)
     oracle.begin()
-    ATTACKS.load(id)(**SMALL[id])(EvasionScene(oracle, x, ball, 0.3, 4), Rng(0, ROWS))
+    ATTACKS.load(id)(**SMALL[id])(EvasionScene(oracle, x, ball, radius, 4), Rng(0, ROWS))
     assert bool(oracle.best.reached.any()) or id == "evasion.noise"

@@ -91,8 +91,8 @@ class Oracle(Protocol):
         """int64: the rows that are open."""
         ...
 
-    def open(self, rows: Tensor) -> Tensor:
-        """bool `[m]`: still undecided and within budget."""
+    def open(self, rows: Tensor, gradients: int = 1) -> Tensor:
+        """bool `[m]`: still undecided, with a query and so many gradients within budget."""
         ...
 
     def left(self, rows: Tensor) -> Tensor:

@@ -99,10 +99,10 @@ class MeteredOracle:
     def rows(self) -> Tensor:
         return self.open(torch.arange(len(self._x), device=self._x.device)).nonzero().flatten()
 
-    def open(self, rows: Tensor) -> Tensor:
+    def open(self, rows: Tensor, gradients: int = 1) -> Tensor:
         still = ~self._decided[rows]
         if self._budget.queries is not None or self._budget.gradients is not None:
-            still &= self._within(rows, 1, 1)
+            still &= self._within(rows, 1, gradients)
         return still
 
     def left(self, rows: Tensor) -> Tensor:
