@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.apgd": {"steps": 8},
     "evasion.apgd_targeted": {"steps": 6, "targets": 3},
     "evasion.boundary": {"queries": 150, "starts": 10},
+    "evasion.cascade": {"tier": "screen"},
     "evasion.feature": {"steps": 8, "donors": 3},
     "evasion.fgsm": {},
     "evasion.geoda": {"queries": 150, "probes": 10, "starts": 10},

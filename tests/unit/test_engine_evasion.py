@@ -13,7 +13,7 @@ from vauban.core.data import Data
 from vauban.core.target import Domain
 from vauban.domains.catalog import modality
 from vauban.engine.case import Case, Check, Outcome
-from vauban.engine.doubt import contradictions
+from vauban.engine.doubts import contradictions
 from vauban.engine.execute import execute
 from vauban.schema.access import Access
 from vauban.schema.log import Attempt
@@ -83,6 +83,32 @@ def test_outcomes_agree_with_the_closed_form() -> None:
     assert measured.value == pytest.approx(1 - broken / 40)
     assert outcome.arrays["x"].shape == (broken, 6)
     assert _flags(outcome) == set()
+
+
+def test_a_cascade_leaves_nothing_open_on_a_linear_model() -> None:
+    """Attack and proof meet: every sample is broken or certified, and the attempt says how many were proved."""
+    outcome = _run(_case(), "evasion.cascade", tier="screen")
+    letters = outcome.attempt.outcomes
+    assert set(letters) <= {"w", "b", "c"}
+    assert letters.replace("c", "h") == _run(_case(), "evasion.apgd").attempt.outcomes
+    proved = outcome.attempt.measurement("evasion.certified_accuracy")
+    assert proved is not None
+    assert proved.value == pytest.approx(letters.count("c") / 40)
+    assert letters.count("c") > 0
+    assert [stage["stage"] for stage in outcome.attempt.facts["stages"]] == ["evasion.pgd", "proof"]
+
+
+def test_a_cascade_says_why_it_could_not_prove() -> None:
+    attempt = _run(_case(front=Rounded()), "evasion.cascade", tier="screen").attempt
+    assert "c" not in attempt.outcomes
+    assert attempt.measurement("evasion.certified_accuracy") is None
+    assert any(text.startswith("nothing was proved: ") for text in attempt.caveats)
+
+
+def test_an_attack_alone_proves_nothing() -> None:
+    attempt = _run(_case(), "evasion.pgd").attempt
+    assert attempt.measurement("evasion.certified_accuracy") is None
+    assert not any("proved" in text for text in attempt.caveats)
 
 
 def test_results_do_not_depend_on_the_batch() -> None:

@@ -13,6 +13,7 @@ ATTACKS: Catalogue[type[Attack]] = Catalogue(
         "evasion.apgd": "vauban.attacks.evasion.apgd:APGD",
         "evasion.apgd_targeted": "vauban.attacks.evasion.apgd_targeted:TargetedAPGD",
         "evasion.boundary": "vauban.attacks.evasion.boundary:Boundary",
+        "evasion.cascade": "vauban.attacks.evasion.cascade:Cascade",
         "evasion.feature": "vauban.attacks.evasion.feature:Feature",
         "evasion.fgsm": "vauban.attacks.evasion.fgsm:FGSM",
         "evasion.geoda": "vauban.attacks.evasion.geoda:GeoDA",

@@ -130,6 +130,13 @@ class Oracle(Protocol):
         """
         ...
 
+    def prove(self, effort: str) -> int:
+        """Close the open rows that no point within the radius can break, by proof; how many.
+
+        `effort` is one of `parts.bounds.EFFORTS`. 0 where nothing can be proved about the target.
+        """
+        ...
+
     def features(self, x: Tensor, rows: Tensor) -> Tensor:
         """`[m, d]` flat activations of the last hidden layer; needs FEATURES."""
         ...

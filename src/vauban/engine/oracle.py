@@ -20,6 +20,9 @@ from vauban.schema.errors import BadTarget, Limit, NotOffered
 from vauban.schema.threat import Budget
 
 NO_LIMIT = 2**62
+
+Prover = Callable[[Tensor, Tensor, str, float | None], Tensor]
+"""(inputs, true classes, effort, deadline) -> bool `[m]`: nothing within the radius is answered otherwise."""
 FIRM = 1e-5
 """Share of the largest score by which a nearest success must exceed the border, for rounding not to undo it."""
 
@@ -48,6 +51,7 @@ class MeteredOracle:
         micro_batch: rows per forward pass; chosen from the model's activations where None.
         deadline: `time.monotonic()` after which every call raises Limit.
         progress: told (rows decided, rows) after each call.
+        prover: proves rows robust, where that is possible.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class MeteredOracle:
         micro_batch: int | None = None,
         deadline: float | None = None,
         progress: Callable[[int, int], None] | None = None,
+        prover: Prover | None = None,
     ) -> None:
         self.goal, self.nearest = goal, nearest
         self._target, self._space, self._x, self._radius = target, space, x, radius
@@ -71,7 +76,7 @@ class MeteredOracle:
         self._budget = budget or Budget()
         self._size = micro_batch or _size(target, x)
         self._grain = grain(target)
-        self._deadline, self._progress = deadline, progress
+        self._deadline, self._progress, self._prover = deadline, progress, prover
         n, device = len(x), x.device
         self.spent = Spent(torch.zeros(n, dtype=torch.int64), torch.zeros(n, dtype=torch.int64))
         self.best = Best(
@@ -80,6 +85,8 @@ class MeteredOracle:
             distance=torch.full((n,), torch.inf, dtype=torch.float64, device=device),
         )
         self._decided = torch.zeros(n, dtype=torch.bool, device=device)
+        self.certified = torch.zeros(n, dtype=torch.bool, device=device)
+        """Rows closed by a proof."""
         self._slack = slack(radius, x) if radius != float("inf") else 0.0
 
     # What an attack may ask --------------------------------------------------------------------------------------
@@ -162,6 +169,15 @@ class MeteredOracle:
         self._charge(rows, queries=1, gradients=many)
         self._note(x, rows, margin)
         return Slopes(torch.cat(scores), grad, margin, self.open(rows))
+
+    def prove(self, effort: str) -> int:
+        rows = self.rows
+        if self._prover is None or not len(rows) or self.nearest:
+            return 0
+        sure = rows[self._prover(self._x[rows], self.goal.labels.to(rows.device)[rows], effort, self._deadline)]
+        self.certified[sure] = True
+        self._decided[sure] = True
+        return len(sure)
 
     def features(self, x: Tensor, rows: Tensor) -> Tensor:
         self._need(Access.FEATURES)

@@ -1,0 +1,139 @@
+"""The cascade: many attacks and proofs in one, from cheap to dear, each on who is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from vauban.attacks.evasion.apgd import APGD
+from vauban.attacks.evasion.apgd_targeted import TargetedAPGD
+from vauban.attacks.evasion.pgd import PGD
+from vauban.attacks.evasion.settings import one_of
+from vauban.attacks.evasion.square import Square
+from vauban.core.attack import Attack, EvasionScene, Perturbed, Price
+from vauban.core.rng import Rng
+from vauban.schema.access import Access
+from vauban.schema.cards import AttackCard, Source
+
+Stage = Attack[EvasionScene, Perturbed]
+
+
+@dataclass(frozen=True)
+class Prove:
+    """A stage that closes rows by proof instead of by an example; it spends no queries, only time."""
+
+    card: ClassVar[AttackCard] = AttackCard(
+        id="proof",
+        name="Proof",
+        summary="Shows that nothing within the radius is answered otherwise.",
+        spaces=("linf", "l2", "l1"),
+    )
+    profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    effort: str
+
+    def price(self, classes: int | None) -> Price:
+        """Nothing that is metered."""
+        return Price()
+
+    def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
+        """The best points so far."""
+        scene.oracle.prove(self.effort)
+        return Perturbed(scene.oracle.best.x)
+
+
+TIERS: Mapping[str, tuple[Stage, ...]] = {
+    "screen": (
+        PGD(steps=20),
+        Prove("crown"),
+        TargetedAPGD(steps=20, loss="margin"),
+    ),
+    "standard": (
+        PGD(steps=20),
+        Prove("crown"),
+        TargetedAPGD(steps=50, loss="margin"),
+        APGD(),
+        Square(queries=500),
+    ),
+    "deep": (
+        PGD(steps=20),
+        Prove("branch"),
+        TargetedAPGD(steps=100, loss="margin"),
+        APGD(restarts=5),
+        TargetedAPGD(steps=100, loss="dlr"),
+        Square(queries=5000),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cascade:
+    """Many attacks and proofs in one: each stage works on the inputs that are still neither broken nor proved.
+
+    Cheap attacks go first, so that the inputs of an undefended model leave after a few passes; then proofs close those
+    that nothing within the radius can change; the dear attacks are left to the rest. A stage that does not fit (a space
+    that it does not search, too few classes) is passed over. The result is one figure at least as low as that of any of
+    its parts, in the passes of the few inputs that need them all.
+
+    Source: AutoAttack (Croce and Hein 2020, arXiv:2003.01690) for the ensemble of attacks without settings. Departures:
+    targets are ranked by what it takes to reach them (MALT: Melamed et al. 2024, arXiv:2407.02240), which lets fewer
+    steps do; there are proofs; a broken input takes part in no further step.
+
+    Args:
+        tier: `screen` (at most 220 passes), `standard` or `deep`.
+    """
+
+    card: ClassVar[AttackCard] = AttackCard(
+        id="evasion.cascade",
+        name="Cascade",
+        summary="Runs attacks and proofs from cheap to dear, each on the inputs that are still undecided.",
+        needs=Access.LABELS | Access.SCORES | Access.GRADIENTS,
+        spaces=("linf", "l2", "l1"),
+        tasks=("classification", "regression"),
+        goals=("untargeted", "targeted"),
+        curve=True,
+        sources=(
+            Source(
+                title="Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+                where="Croce and Hein, ICML 2020, arXiv:2003.01690",
+            ),
+            Source(
+                title="MALT powers up adversarial attacks",
+                where="Melamed, Yehudai, Vardi, NeurIPS 2024, arXiv:2407.02240, section 4",
+            ),
+        ),
+    )
+    profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"tier": "screen"}, "deep": {"tier": "deep"}}
+
+    tier: str = "standard"
+
+    def __post_init__(self) -> None:
+        one_of("tier", self.tier, TIERS)
+
+    def price(self, classes: int | None) -> Price:
+        """The sum over the stages, for an input that all of them fail to break."""
+        each = [stage.price(classes) for stage in TIERS[self.tier]]
+        return Price(queries=sum(p.queries for p in each), gradients=sum(p.gradients for p in each))
+
+    def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
+        """Inputs `[n, ...]` within the radius. `facts["stages"]`: how many inputs each stage was given and left."""
+        told = []
+        for number, stage in enumerate(TIERS[self.tier]):
+            given = len(scene.oracle.rows)
+            if not given or not _fits(stage.card, scene):
+                continue
+            stage(scene, rng.child("cascade", number))
+            told.append({"stage": stage.card.id, "given": given, "left": len(scene.oracle.rows)})
+        return Perturbed(scene.oracle.best.x, facts={"stages": told})
+
+
+def _fits(card: AttackCard, scene: EvasionScene) -> bool:
+    task = "regression" if scene.classes is None else "classification"
+    goal = "targeted" if scene.oracle.goal.targeted else "untargeted"
+    return (
+        scene.space.name in card.spaces
+        and task in card.tasks
+        and goal in card.goals
+        and (scene.classes or 2) >= card.min_classes
+    )
