@@ -11,7 +11,8 @@ import torch
 from scipy.optimize import minimize
 
 from vauban.attacks.evasion.pgd import PGD
-from vauban.attacks.evasion.square import MOVES, Square
+from vauban.attacks.evasion.square import Square
+from vauban.attacks.evasion.square_moves import MOVES
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
 from vauban.core.target import Domain, Outputs
@@ -108,11 +109,11 @@ def test_pgd_against_a_loop_over_samples(name: str) -> None:
         assert torch.allclose(oracle.best.x[i : i + 1], points[best], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["linf", "l2"])
+@pytest.mark.parametrize("name", ["linf", "l2", "l1"])
 def test_square_keeps_exactly_what_helps(name: str) -> None:
     """Replay every row alone with the same proposals, judging each by a fresh evaluation."""
     target, x, y = made(n=4, shape=(1, 4, 4))
-    radius = {"linf": 0.01, "l2": 0.04}[name]
+    radius = {"linf": 0.01, "l2": 0.04, "l1": 0.1}[name]
     space, attack = SPACES[name](0.0, 1.0), Square(queries=60)
     goal = Misclassify(y)
     oracle = MeteredOracle(target, goal, space, x, radius)
@@ -123,11 +124,12 @@ def test_square_keeps_exactly_what_helps(name: str) -> None:
         rng, one, clean = Rng(0, [i]).child("square", 0), torch.arange(1), x[i : i + 1]
         judge = lambda z: float(Misclassify(y[i : i + 1]).margin(target.forward(z), one))  # noqa: B023, E731
         z = space.project(moves.start(clean, rng, one), clean, radius)
+        frame = moves.frame(clean, space.within(clean, radius))
         best, scale, seen = judge(z), torch.tensor([0.5]), [judge(clean), judge(z)]
         for step in range(1, 60):
             if max(seen) > 0:
                 break
-            trial = moves.step(z, clean, square_share(0.8, step, 60), step, scale, rng, one)
+            trial = moves.step(z, clean, frame, square_share(0.8, step, 60), step, scale, rng, one)
             trial = space.project(trial, clean, radius)
             seen.append(judge(trial))
             better = seen[-1] > best
