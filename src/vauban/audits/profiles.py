@@ -22,6 +22,17 @@ class Profile:
     text: str
 
 
+DECISION_BASED = (
+    "evasion.adba",
+    "evasion.boundary",
+    "evasion.geoda",
+    "evasion.hop_skip_jump",
+    "evasion.rays",
+    "evasion.sign_opt",
+    "evasion.surfree",
+)
+"""Attacks that see answers alone: thousands of queries a row."""
+
 PROFILES: dict[str, Profile] = {
     p.id: p
     for p in (
@@ -29,7 +40,7 @@ PROFILES: dict[str, Profile] = {
             id="smoke",
             samples=64,
             seconds=60,
-            left_out=("evasion.hop_skip_jump", "evasion.universal", "leakage.lira", "leakage.rmia"),
+            left_out=(*DECISION_BASED, "evasion.universal", "leakage.lira", "leakage.rmia"),
             text="under a minute: is anything plainly broken? No reference models, no decision-based attack.",
         ),
         Profile(
