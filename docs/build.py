@@ -39,6 +39,7 @@ def section(cls: Any) -> str:
     if cls.__doc__ and dataclasses.is_dataclass(cls) and not cls.__doc__.startswith(f"{cls.__name__}("):
         parts.append(_arguments(inspect.cleandoc(cls.__doc__)))
     facts = [f"- {label}: {', '.join(told[key])}" for key, label in LISTS.items() if told.get(key)]
+    facts += _costs(cls) if hasattr(cls, "price") else []
     parts += ["\n".join(facts)] if facts else []
     parts += [
         f"{label}: {told[key]}"
@@ -50,6 +51,26 @@ def section(cls: Any) -> str:
     if told.get("sources"):
         parts.append("Sources:\n\n" + "\n".join(f"- {s['title']}. {s['where']}" for s in told["sources"]))
     return "\n\n".join(parts)
+
+
+CLASSES = 10
+
+
+def _costs(cls: Any) -> list[str]:
+    """What one sample costs at most, and how near the attack comes to optima that are known."""
+    price = cls().price(CLASSES)
+    spent = {"gradients": price.gradients, "queries": price.queries, "trainings": price.trainings}
+    told = ", ".join(f"{count:,} {what}" for what, count in spent.items() if count)
+    lines = [f"- Costs a sample, at most, with {CLASSES} classes: {told}"] if told else []
+    measured = json.loads((RESULTS / "closed_form.json").read_text(encoding="utf-8"))["results"].get(cls.card.id, [])
+    if measured:
+        ratios = "; ".join(f"{row['norm']}, {row['classes']} classes {_worst(row['worst'])}" for row in measured)
+        lines.append(f"- Worst distance over the known optimum, linear models (`bench/closed_form.py`): {ratios}")
+    return lines
+
+
+def _worst(ratio: float | None) -> str:
+    return "not reached" if ratio is None else f"{ratio:.3f}"
 
 
 def _arguments(text: str) -> str:

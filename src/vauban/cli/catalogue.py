@@ -36,14 +36,37 @@ def list_(
     rows = {name: make() for name, make in makers.items() if kind in (None, name)}
     lines: list[str] = []
     for name, entries in rows.items():
-        wide = max((len(e["id"]) for e in entries), default=0)
-        lines += [name.upper(), *(f"  {e['id']:{wide}}  {_line(e)}".rstrip() for e in entries), ""]
+        lines += [name.upper(), *_table(entries), ""]
     return Reply(rows, "\n".join(lines))
 
 
-def _line(entry: dict[str, Any]) -> str:
-    needs = f" [needs {', '.join(entry['needs'])}]" if entry.get("needs") else ""
-    return f"{entry['name']}{needs}"
+COLUMNS: dict[str, Callable[[dict[str, Any]], str]] = {
+    "id": lambda e: str(e["id"]),
+    "name": lambda e: str(e["name"]),
+    "knows": lambda e: str(e.get("knows", "")),
+    "needs": lambda e: ", ".join(e.get("needs", ())),
+    "spaces": lambda e: ", ".join(e.get("spaces", ())),
+    "cost of a sample, at most": lambda e: _cost(e.get("cost", {})),
+}
+"""What a list shows of an entry, in order."""
+
+
+def _table(entries: list[dict[str, Any]]) -> list[str]:
+    """Aligned lines, without the columns in which nothing stands."""
+    cells = {title: [show(entry) for entry in entries] for title, show in COLUMNS.items()}
+    cells = {title: column for title, column in cells.items() if any(column)}
+    wide = {title: max(len(title), *map(len, column)) for title, column in cells.items()}
+    heads = ["  " + "  ".join(f"{title:{wide[title]}}" for title in cells)] if len(cells) > 2 else []
+    rows = zip(*cells.values(), strict=True)
+    return [line.rstrip() for line in heads] + [
+        "  " + "  ".join(f"{cell:{wide[title]}}" for title, cell in zip(cells, row, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _cost(cost: dict[str, int]) -> str:
+    """`100 gradients, 104 queries`: what is not nothing."""
+    return ", ".join(f"{count:,} {what}" for what, count in cost.items() if count)
 
 
 def _entry(card: Any) -> dict[str, Any]:
@@ -58,7 +81,35 @@ def _loaded(catalogue: Any) -> list[dict[str, Any]]:
 def _attacks() -> list[dict[str, Any]]:
     from vauban.attacks.catalog import ATTACKS
 
-    return _loaded(ATTACKS)
+    return [entry | {"knows": knows(entry["needs"]), "cost": price(entry["id"])} for entry in _loaded(ATTACKS)]
+
+
+KNOWLEDGE = (
+    ("training", "training"),
+    ("data_write", "training data"),
+    ("weights_read", "weights"),
+    ("gradients", "gradients"),
+    ("scores", "scores"),
+    ("labels", "labels"),
+)
+"""The strongest right that an attack takes -> what its author has to know of the model."""
+
+
+def knows(needs: list[str]) -> str:
+    """One word for what an attacker must see: everything weaker is implied."""
+    return next((word for right, word in KNOWLEDGE if right in needs), "data")
+
+
+CLASSES = 10
+"""Classes for which a cost is told."""
+
+
+def price(id: str) -> dict[str, int]:
+    """The most that an attack spends on one sample of a model of ten classes, with its own settings."""
+    from vauban.attacks.catalog import ATTACKS
+
+    spent = ATTACKS.load(id)().price(CLASSES)
+    return {"gradients": spent.gradients, "queries": spent.queries, "trainings": spent.trainings}
 
 
 def _defences() -> list[dict[str, Any]]:
