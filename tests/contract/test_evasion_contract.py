@@ -30,6 +30,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.cascade": {"tier": "screen"},
     "evasion.feature": {"steps": 8, "donors": 3},
     "evasion.fgsm": {},
+    "evasion.fmn": {"steps": 8},
     "evasion.geoda": {"queries": 150, "probes": 10, "starts": 10},
     "evasion.hop_skip_jump": {"queries": 150, "probes": 12, "starts": 10},
     "evasion.noise": {"draws": 6},
@@ -43,6 +44,7 @@ SMALL: dict[str, dict[str, Any]] = {
 NEAREST: dict[str, dict[str, Any]] = {
     "evasion.adba": {"queries": 400, "starts": 60},
     "evasion.boundary": {"queries": 400, "starts": 60},
+    "evasion.fmn": {"steps": 100},
     "evasion.geoda": {"queries": 400, "starts": 60},
     "evasion.hop_skip_jump": {"queries": 400, "starts": 60},
     "evasion.rays": {"queries": 400, "starts": 60},
@@ -50,7 +52,7 @@ NEAREST: dict[str, dict[str, Any]] = {
     "evasion.surfree": {"queries": 400, "starts": 60},
 }
 """Look for the nearest success where there is no radius."""
-STEADY = ("evasion.fgsm", "evasion.universal")
+STEADY = ("evasion.fgsm", "evasion.fmn", "evasion.universal")
 """Draw no random numbers."""
 IDS = [name for name in ATTACKS.ids() if name.startswith("evasion.")]
 SHAPES = {"vector": (12,), "picture": (2, 5, 4), "series": (3, 4)}

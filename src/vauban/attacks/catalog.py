@@ -16,6 +16,7 @@ ATTACKS: Catalogue[type[Attack]] = Catalogue(
         "evasion.cascade": "vauban.attacks.evasion.cascade:Cascade",
         "evasion.feature": "vauban.attacks.evasion.feature:Feature",
         "evasion.fgsm": "vauban.attacks.evasion.fgsm:FGSM",
+        "evasion.fmn": "vauban.attacks.evasion.fmn:FMN",
         "evasion.geoda": "vauban.attacks.evasion.geoda:GeoDA",
         "evasion.hop_skip_jump": "vauban.attacks.evasion.hop_skip_jump:HopSkipJump",
         "evasion.noise": "vauban.attacks.evasion.noise:Noise",

@@ -1,0 +1,116 @@
+"""Fast minimum-norm: the radius follows the border."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from vauban.attacks.evasion.front import Front
+from vauban.attacks.evasion.nearest import Minimal, Nearest, scale
+from vauban.attacks.evasion.settings import above, at_most
+from vauban.core.attack import EvasionScene
+from vauban.core.oracle import Look, Loss
+from vauban.core.rng import Rng
+from vauban.parts.projections import per_row
+from vauban.schema.access import Access
+from vauban.schema.cards import AttackCard, Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class FMN(Minimal):
+    """Follows the margin within a radius that shrinks where the goal is reached and grows where it is not.
+
+    Source: Pintor, Roli, Brendel and Biggio 2021 (arXiv:2102.12827, algorithm 1).
+    Departures: the run is made towards each of the nearest classes in turn, by where a linear model would give in, with
+    a share of the steps for each, because the class with the largest score need not be the nearest; steps are measured by
+    how far the border seems to be at the clean input, not by the box, so that inputs may have any units; projections
+    are onto ball and box together; until the first success the radius is larger by gamma; the last ten steps cross the linearised border. `targets=1` is the published attack but
+    for units and last steps.
+
+    Args:
+        steps: gradients in all.
+        targets: nearest classes to go for, where any class will do.
+        gamma: share by which the radius changes at first, 0 to 1; it falls to a fiftieth on a cosine.
+        stride: length of the first step, as a multiple of the distance to the border (in L2, seen from the clean
+            input); it falls to a hundredth on a cosine.
+    """
+
+    card: ClassVar[AttackCard] = AttackCard(
+        id="evasion.fmn",
+        name="Fast minimum-norm",
+        summary="Looks for the smallest change that fools the model, in a circle that tightens as soon as it does.",
+        needs=Access.LABELS | Access.SCORES | Access.GRADIENTS,
+        spaces=("linf", "l2", "l1", "l0"),
+        tasks=("classification", "regression"),
+        goals=("untargeted", "targeted"),
+        sources=(
+            Source(
+                title="Fast minimum-norm adversarial attacks through adaptive norm constraints",
+                where="Pintor et al., NeurIPS 2021, arXiv:2102.12827, algorithm 1",
+            ),
+        ),
+    )
+    profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "smoke": {"steps": 100, "targets": 1},
+        "deep": {"steps": 2000, "targets": 4},
+    }
+
+    gamma: float = 0.05
+    stride: float = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        above("gamma", self.gamma, 0)
+        at_most("gamma", self.gamma, 0.9)
+        above("stride", self.stride, 0)
+
+    def run(self, scene: EvasionScene, front: Front, found: Nearest, loss: Loss, steps: int, rng: Rng) -> None:
+        """One run; see the class."""
+        oracle, space = scene.oracle, scene.space
+        z, many = front.x, len(front)
+        own = torch.full((many,), torch.inf, dtype=torch.float64, device=z.device)
+        radius, stride = torch.full_like(own, 1.0 if space.name == "l0" else torch.inf), own
+        for number in range(steps):
+            share = 0.5 + 0.5 * math.cos(math.pi * number / steps)
+            gamma = self.gamma * (0.02 + 0.98 * share)
+            look = oracle.value_and_grad(loss, z, front.rows)
+            found.see(z, front.rows, look.margin)
+            if number == 0:
+                stride = self.stride * scale(scene, z, look)
+            hit, reach = look.margin > 0, space.distance(z, front.x)
+            own = torch.where(hit, torch.minimum(own, reach), own)
+            radius = RADIUS[space.name](radius, own, hit, reach, gamma, look)
+            length = torch.linalg.vector_norm(look.grad.flatten(1).double(), dim=1)
+            step = stride * (0.01 + 0.99 * share) / length.clamp_min(torch.finfo(torch.float64).tiny)
+            step = torch.where(length > 0, step, 0)
+            z = space.project(z + look.grad * per_row(step, z), front.x, radius)
+            z, own, radius, stride = front.narrow(look.open, z, own, radius, stride)
+            if not len(front):
+                return
+
+
+def _counted(radius: Tensor, own: Tensor, hit: Tensor, reach: Tensor, gamma: float, look: Look) -> Tensor:
+    """In L0: by one feature at least."""
+    less = torch.minimum(torch.minimum(radius - 1, (radius * (1 - gamma)).floor()), own)
+    more = torch.maximum(radius + 1, (radius * (1 + gamma)).floor())
+    return torch.where(hit, less, more).clamp_min(0)
+
+
+def _measured(order: float) -> Any:
+    def radius(radius: Tensor, own: Tensor, hit: Tensor, reach: Tensor, gamma: float, look: Look) -> Tensor:
+        """To where a linear model would give in, until there was a success; from then on by a share."""
+        dual = torch.linalg.vector_norm(look.grad.flatten(1).double(), ord=order, dim=1)
+        seen = reach + look.value.abs().double() / dual.clamp_min(torch.finfo(torch.float64).tiny)
+        # a little further, for a model that is linear would only ever be taken to the border, not across
+        more = torch.where(own.isfinite(), radius, seen) * (1 + gamma)
+        return torch.where(hit, torch.minimum(radius * (1 - gamma), own), more)
+
+    return radius
+
+
+RADIUS = {"linf": _measured(1.0), "l2": _measured(2.0), "l1": _measured(torch.inf), "l0": _counted}

@@ -1,0 +1,177 @@
+"""What attacks that look for the nearest success share: what was found so far, the classes to go for, the last steps."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vauban.attacks.evasion.front import Front
+from vauban.attacks.evasion.rivals import compared, towards
+from vauban.attacks.evasion.settings import at_least
+from vauban.core.attack import EvasionScene, Perturbed, Price
+from vauban.core.goal import Goal
+from vauban.core.oracle import Look, Loss
+from vauban.core.rng import Rng
+from vauban.core.target import Outputs
+from vauban.parts.halfspace import cross, size
+from vauban.parts.projections import per_row
+from vauban.schema.cards import AttackCard
+
+COMPARED = 9
+"""Classes that are ranked at most, a gradient each."""
+LAST = 10
+"""Steps onto the linearised border at the end of a search, at most."""
+
+
+class Nearest:
+    """The nearest success of every row of the scene so far, however far it is: `x` `[n, ...]`, `distance` `[n]`.
+
+    The oracle keeps it, too, but within a finite radius only what lies inside: a search that comes from outside needs more.
+    """
+
+    def __init__(self, scene: EvasionScene) -> None:
+        self._scene = scene
+        self.x = scene.x.clone()
+        self.distance = torch.full((len(scene.x),), torch.inf, dtype=torch.float64, device=scene.x.device)
+
+    def see(self, z: Tensor, rows: Tensor, margin: Tensor) -> Tensor:
+        """Keep what reaches the goal and is nearer than before; bool `[m]`: which rows got nearer."""
+        nearer = torch.zeros(len(rows), dtype=torch.bool, device=z.device)
+        hit = (margin > 0).nonzero().flatten()
+        if len(hit):
+            reach = self._scene.space.distance(z[hit], self._scene.x[rows[hit]])
+            won = reach < self.distance[rows[hit]]
+            hit = hit[won]
+            nearer[hit] = True
+            self.x[rows[hit]], self.distance[rows[hit]] = z[hit], reach[won]
+        return nearer
+
+
+def ranked(scene: EvasionScene, front: Front, most: int) -> Tensor:
+    """int64 `[m, most]` wrong classes, nearest first, by where a linear model would give in; `most` gradients a row."""
+    true = scene.oracle.goal.labels.to(front.x.device)[front.rows]
+    if most + 1 == scene.classes:
+        near = (true[:, None] + torch.arange(1, most + 1, device=true.device)) % (most + 1)
+    else:
+        scores = scene.oracle.scores(front.x, front.rows)
+        near = scores.scatter(1, true[:, None], -torch.inf).topk(most, 1).indices
+    slopes = scene.oracle.class_slopes(front.x, front.rows, near, true)
+    gaps = slopes.scores.gather(1, true[:, None]) - slopes.scores.gather(1, near)
+    pairs = zip(slopes.grad.unbind(1), gaps.unbind(1), strict=True)
+    far = [size(front.x, grad, gap, *box(scene, front.x), scene.space.name) for grad, gap in pairs]
+    return near.gather(1, torch.stack(far, 1).argsort(dim=1, stable=True))
+
+
+def levelled(goal: Goal, side: Loss) -> Loss:
+    """`side` lowered so that it is zero on the goal's border: the residual of a regression is not."""
+
+    def loss(outputs: Outputs, rows: Tensor) -> Tensor:
+        value, margin = side(outputs, rows), goal.margin(outputs, rows)
+        return margin if side == goal.margin else value - (value.abs() - margin).detach()
+
+    return loss
+
+
+def box(scene: EvasionScene, like: Tensor) -> tuple[Tensor, Tensor]:
+    return scene.space.low.to(like), scene.space.high.to(like)
+
+
+def scale(scene: EvasionScene, x: Tensor, look: Look) -> Tensor:
+    """A length for steps, float64 `[m]`: how far in L2 a linear model would have to be followed from `x` to the border.
+
+    Where there is no slope, or none that the box would let follow, the way to the farthest corner of the box, or 1.
+    """
+    gap = (-look.value).clamp_min(0) + torch.finfo(x.dtype).tiny
+    straight = size(x, look.grad, gap, *box(scene, x), "l2")
+    low, high = box(scene, x)
+    corner = torch.linalg.vector_norm(torch.maximum(x - low, high - x).flatten(1).double(), dim=1)
+    corner = torch.where(corner.isfinite(), corner, 1.0)
+    return torch.where(straight.isfinite() & (straight > 0), straight, corner)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minimal:
+    """An attack that follows one loss at a time: towards each of the nearest classes in turn, then settles.
+
+    Subclasses say how one such run goes.
+    """
+
+    card: ClassVar[AttackCard]
+
+    steps: int = 500
+    targets: int = 3
+
+    def __post_init__(self) -> None:
+        at_least("steps", self.steps, 4)
+        at_least("targets", self.targets, 1)
+
+    def price(self, classes: int | None) -> Price:
+        """`steps` gradients, and a query more to rank classes."""
+        return Price(queries=self.steps + 1, gradients=self.steps)
+
+    def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
+        """Inputs `[n, ...]`: the nearest successes, or one within the radius where it is finite."""
+        found = Nearest(scene)
+        losses, left = self._ways(scene)
+        last = min(LAST, left // 5)
+        for number, loss in enumerate(losses):
+            front = Front(scene)
+            if len(front):
+                self.run(scene, front, found, loss, (left - last) // len(losses), rng.child(self.card.id, number))
+        settle(scene, found, last)
+        return Perturbed(scene.oracle.best.x)
+
+    def _ways(self, scene: EvasionScene) -> tuple[list[Loss], int]:
+        """The losses to follow, and the steps that are left for them."""
+        goal = scene.oracle.goal
+        led = compared(scene, min(COMPARED, self.steps // 20)) if self.targets > 1 else 0
+        front = Front(scene)
+        if not led or not len(front):
+            return [levelled(goal, side) for side in goal.objectives("margin")], self.steps
+        order = ranked(scene, front, led)
+        losses = []
+        for column in range(min(self.targets, led)):
+            wanted = torch.zeros(len(scene.x), dtype=torch.int64, device=front.x.device)
+            wanted[front.rows] = order[:, column]
+            losses.append(towards(goal, wanted))
+        return losses, self.steps - led
+
+    @abstractmethod
+    def run(self, scene: EvasionScene, front: Front, found: Nearest, loss: Loss, steps: int, rng: Rng) -> None:
+        """One run from the clean inputs, of `steps` gradients, that shows `found` every point it looks at."""
+
+
+def settle(scene: EvasionScene, found: Nearest, steps: int) -> None:
+    """From the nearest success so far onto the border of the model's linearisation there, where that is nearer still.
+
+    The way to go is halved where it led nowhere; a jump that fell short is first mended along its own slope. On a linear
+    model the first jump ends at the optimum.
+    """
+    front = Front(scene)
+    front.narrow(found.distance[front.rows].isfinite())
+    z = best = found.x[front.rows]
+    slope, value = torch.zeros_like(z), torch.zeros(len(front), dtype=z.dtype, device=z.device)
+    share, over = torch.ones_like(value), torch.full_like(value, 1e-3)
+    jumped = torch.zeros(len(front), dtype=torch.bool, device=z.device)
+    for number in range(steps):
+        if not len(front):
+            return
+        look = scene.oracle.value_and_grad(scene.oracle.goal.margin, z, front.rows)
+        better = found.see(z, front.rows, look.margin) | (number == 0)
+        mask = per_row(better, z).bool()
+        best, slope = torch.where(mask, z, best), torch.where(mask, look.grad, slope)
+        value = torch.where(better, look.margin, value)
+        short = jumped & (look.margin <= 0) & (number > 0)
+        if number:
+            share = torch.where(better, (share * 1.5).clamp_max(1.0), torch.where(short, share, share * 0.5))
+            over = torch.where(better, over * 0.5, (over * 2).clamp_max(0.1))
+        gap = -value.double() - (slope.double() * (front.x - best).double()).flatten(1).sum(1)
+        there = cross(front.x, slope, gap * (1 + over), *box(scene, z), scene.space.name)
+        mended = cross(z, look.grad, -look.margin * (1 + 10 * over), *box(scene, z), scene.space.name)
+        jump = best + per_row(share, z) * (there - best)
+        z = torch.clamp(torch.where(per_row(short, z).bool(), mended, jump), *box(scene, z))
+        z, best, slope, value, share, over, jumped = front.narrow(look.open, z, best, slope, value, share, over, ~short)
