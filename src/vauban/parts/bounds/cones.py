@@ -1,0 +1,195 @@
+"""Bounds of many values that each see a small part of the input: the first layers of a convolutional network.
+
+Pulling every value of a second convolution back on its own moves mostly zeros. Values that see the same few
+activations (their cone) are bounded together instead: with lines of one slope, the coefficients of the input are a
+fixed matrix times the slopes inside the cone, so that one product serves all rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vauban.parts.bounds.crown import lines, undecided
+from vauban.parts.bounds.graph import Graph
+from vauban.parts.bounds.intervals import Bounds, Region, propagate, with_known
+from vauban.parts.bounds.ops import Linear
+
+_SINGLE = 2.0**-24
+"""Rounding unit of float32."""
+_ROWS = 128
+"""Rows bounded at once."""
+_BATCH = 256
+"""Values pulled back at once while the cones are found."""
+_WORTH = 16
+"""A cone's product may take this many multiplications per coefficient that would be pulled otherwise."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cone:
+    """`values` `[k]` (flat numbers in the node) that see the activations `seen` `[c]` and the features `features` `[w]`.
+
+    `first` `[c, w]`: coefficients of the features in the activation's input; `second` `[k, c]`: of the activations in the
+    values; `constant` `[c]` and `offset` `[k]`: their constants. `blocks` and `maps`: see `_blocked`.
+    """
+
+    values: Tensor
+    seen: Tensor
+    features: Tensor
+    first: Tensor
+    second: Tensor
+    constant: Tensor
+    offset: Tensor
+    blocks: Tensor
+    maps: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Cones:
+    """The cones of one node, and the one activation between it and the input."""
+
+    at: int
+    through: int
+    parts: list[Cone]
+
+
+def _chain(graph: Graph, at: int) -> list[int] | None:
+    """The nodes from `at` back to the next activation or the input, if there is but one way."""
+    path = [at]
+    while graph.nodes[path[-1]].linear is not None:
+        inputs = graph.nodes[path[-1]].inputs
+        if len(inputs) != 1:
+            return None
+        path.append(inputs[0])
+    return path
+
+
+def straight(graph: Graph, at: int) -> bool:
+    """Whether node `at` is reached from the input by linear nodes one after the other: its interval is exact."""
+    path = _chain(graph, at)
+    return path is not None and path[-1] == 0 and len(path) == 2
+
+
+def _pull(graph: Graph, path: list[int], which: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Coefficients `[k, end of path]` and constants `[k]` of the chosen values of the path's first node."""
+    shape = graph.nodes[path[0]].shape
+    a = like.new_zeros(len(which), int(torch.Size(shape).numel())).scatter_(1, which[:, None], 1.0)
+    a = a.reshape(-1, *shape)
+    constant = like.new_zeros(len(which))
+    for i, before in pairwise(path):
+        op = graph.nodes[i].op
+        assert isinstance(op, Linear)
+        if op.offset is not None:
+            constant = constant + (a * op.offset).flatten(1).sum(1)
+        (pulled,) = op.pull(a, [graph.nodes[before].shape])
+        assert pulled is not None
+        a = pulled
+    return a.flatten(1), constant
+
+
+def find(graph: Graph, at: int, like: Tensor) -> Cones | None:
+    """The cones of node `at`; None where it does not lie one activation behind the input, or its cones are not small.
+
+    `like` gives type and device.
+    """
+    outer = _chain(graph, at)
+    if outer is None or outer[-1] == 0:
+        return None
+    through = outer[-1]
+    inner = _chain(graph, graph.nodes[through].inputs[0])
+    if inner is None or inner[-1] != 0:
+        return None
+    parts: list[Cone] = []
+    features = int(torch.Size(graph.nodes[0].shape).numel())
+    for values, second, offset in _alike(graph, outer, like):
+        seen = (second != 0).any(0).nonzero().flatten()
+        if not len(seen) or 4 * len(seen) > second.shape[1]:
+            return None
+        first, constant = _pull(graph, inner, seen, like)
+        used = (first != 0).any(0).nonzero().flatten()
+        if len(seen) * len(used) > _WORTH * (second.shape[1] + features):
+            return None
+        first, second = first[:, used], second[:, seen]
+        order, blocks, maps = (t.to(like.device) for t in _blocked(len(seen), first, second))
+        parts.append(Cone(values, seen, used[order], first[:, order], second, constant, offset, blocks, maps))
+    return Cones(at, through, parts)
+
+
+def _alike(graph: Graph, path: list[int], like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """The values of the path's first node in groups that see the same: (values, coefficients, constants)."""
+    total = int(torch.Size(graph.nodes[path[0]].shape).numel())
+    stream = torch.Generator().manual_seed(0)
+    seen_by: dict[int, list[int]] = {}
+    mark: Tensor | None = None
+    for part in torch.arange(total, device=like.device).split(_BATCH):
+        a, _ = _pull(graph, path, part, like)
+        if mark is None:
+            mark = torch.randint(2**40, (a.shape[1],), generator=stream).to(like.device)
+        for value, key in zip(part.tolist(), ((a != 0) * mark).sum(1).tolist(), strict=True):
+            seen_by.setdefault(key, []).append(value)
+    for group in seen_by.values():
+        values = torch.tensor(group, device=like.device)
+        yield values, *_pull(graph, path, values, like)
+
+
+def tighten(graph: Graph, area: Region, found: Bounds, cones: Cones) -> Bounds:
+    """Bounds of the cones' node from both sides, with parallel lines around the activation between."""
+    at = cones.at
+    around = lines(graph, cones.through, found, parallel=True)
+    slope, down, up = (t.flatten(1) for t in (around.low_slope, around.low_offset, around.high_offset))
+    low, high = found.low[at].flatten(1).clone(), found.high[at].flatten(1).clone()
+    noise, open_ = found.noise[at].flatten(1), undecided(graph, at, found).flatten(1)
+    for cone in cones.parts:
+        view = area.columns(cone.features)
+        size = view.size @ cone.first.abs().t()
+        view = view.single()
+        terms = cone.blocks.shape[1] + 2 * len(cone.features) + 32
+        for rows in open_[:, cone.values].any(1).nonzero().flatten().split(_ROWS):
+            s, lo, hi = slope[rows][:, cone.seen], down[rows][:, cone.seen], up[rows][:, cone.seen]
+            least, most = view[rows].range(_coefficients(cone, s.float()))
+            middle = (s * cone.constant + (lo + hi) / 2) @ cone.second.t() + cone.offset
+            # float32 where the work is: a coefficient is a sum of products, a bound one of coefficients
+            rounding = terms * _SINGLE * s.abs() * size[rows]
+            spare = ((hi - lo) / 2 + rounding) @ cone.second.abs().t() + noise[rows][:, cone.values]
+            at_rows = rows[:, None], cone.values
+            low[at_rows] = torch.maximum(low[at_rows], least + middle - spare)
+            high[at_rows] = torch.minimum(high[at_rows], most + middle + spare)
+    shape = graph.nodes[at].shape
+    return propagate(graph, area, with_known(found, at, low.reshape(-1, *shape), high.reshape(-1, *shape)), at)
+
+
+def _coefficients(cone: Cone, slope: Tensor) -> Tensor:
+    """Of the features in the values, `[n, k, w]`, for the slopes `[n, c]` of a row."""
+    n, k = len(slope), len(cone.values)
+    blocks, depth, size = len(cone.blocks), cone.blocks.shape[1], cone.maps.shape[2] // k
+    wide = torch.cat([slope, slope.new_zeros(n, 1)], 1)
+    near = wide[:, cone.blocks.flatten()].reshape(n, blocks, depth).transpose(0, 1)
+    # [blocks, n, k * size] -> [n, k, blocks * size]
+    made = torch.bmm(near, cone.maps).reshape(blocks, n, k, size).permute(1, 2, 0, 3)
+    return made.reshape(n, k, blocks * size)
+
+
+def _blocked(seen: int, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The product of `second` and `first` in blocks of features that depend on the same activations.
+
+    Returns (order of the features `[blocks * size]`, activations of a block `[blocks, depth]` with `seen` for none, and
+    maps `[blocks, depth, k * size]` in float32). A block that is short of features repeats one with coefficients 0.
+    """
+    groups: dict[bytes, list[int]] = {}
+    used = first != 0
+    for feature, mask in enumerate(used.t().cpu().numpy()):
+        groups.setdefault(mask.tobytes(), []).append(feature)
+    size, depth = max(map(len, groups.values())), int(used.sum(0).max())
+    order, blocks = [], torch.full((len(groups), depth), seen)
+    maps = torch.zeros(len(groups), depth, len(second), size)
+    for b, features in enumerate(groups.values()):
+        near = used[:, features[0]].nonzero().flatten()
+        blocks[b, : len(near)] = near
+        product = second[:, near].t()[:, :, None] * first[near][:, None, features]
+        maps[b, : len(near), :, : len(features)] = product.float()
+        order += features + features[:1] * (size - len(features))
+    return torch.tensor(order), blocks, maps.flatten(2)
