@@ -161,7 +161,7 @@ def test_trees_against_every_cell(estimator: Any, classes: int, space: str) -> N
 
 def test_a_larger_forest_stays_sound_when_time_is_short() -> None:
     x, y = blobs(n=300, d=6, classes=2)
-    estimator = RandomForestClassifier(n_estimators=15, max_depth=5, random_state=0).fit(x, y)
+    estimator = RandomForestClassifier(n_estimators=10, max_depth=4, random_state=0).fit(x, y)
     model = estimator_model(estimator)
     assert isinstance(model, Ensemble)
     rows = x[:6]

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from vauban.parts.exact.base import LENGTHS, ROUNDING, Floats, Nearest
 
-GROWTH = 2.0
-"""Each search goes this much further than the one before."""
+GROWTH, SMALLEST = 1.25, 1e-3
+"""Each search goes this much further than the one before; the first at least this share of the whole way."""
 MOST = 20_000
 """Partial choices of leaves that are looked at for a row and a class, before a lower bound must do."""
+JOINED = 2**21
+"""Numbers that joining two trees may take."""
 
 
 class Tree(NamedTuple):
@@ -58,7 +60,8 @@ class Ensemble:
     left in reach cannot change the answer: the first whole clique that does is the nearest. Exact in every space; a
     lower bound where `most` partial cliques or the deadline do not suffice.
 
-    Departure: the paper merges groups of trees level by level and is a bound at each; here one search is exact at its end.
+    Departures: the paper joins groups of trees level by level and has a bound at each; here trees are joined while that
+    stays small, leaves that cannot take part in a change are dropped, and a search over what is left is exact.
 
     Trees compare float32 or float64 inputs with float64 thresholds; distances are to the boxes' faces, and so err by less
     than the spacing of float32 numbers.
@@ -117,6 +120,34 @@ class _Node(NamedTuple):
     """What the chosen leaves say, for the label and against the other class."""
 
 
+_Group = tuple[Floats, Floats, Floats]
+"""Of one tree, or of several that were joined: low, high `[leaves, d]`, margin `[leaves]`."""
+
+
+class _Cliques(NamedTuple):
+    """The leaves that a search is over, tree by tree."""
+
+    low: Floats
+    high: Floats
+    margin: Floats
+    owner: NDArray[np.int64]
+
+    def branch(self, node: _Node) -> NDArray[np.int64]:
+        """The leaves of the tree that matters most: whose leaves differ most in what they say."""
+        owner, margin = self.owner[node.alive], self.margin[node.alive]
+        starts = np.flatnonzero(np.diff(owner, prepend=-1))
+        spread = np.maximum.reduceat(margin, starts) - np.minimum.reduceat(margin, starts)
+        return node.alive[owner == owner[starts[int(spread.argmax())]]]
+
+    def chosen(self, node: _Node, leaf: NDArray[np.int64] | int) -> _Node:
+        """The node with these leaves chosen, of different trees."""
+        leaf = np.atleast_1d(leaf)
+        low = np.maximum(node.low, self.low[leaf].max(0))
+        high = np.minimum(node.high, self.high[leaf].min(0))
+        others = ~np.isin(self.owner[node.alive], self.owner[leaf])
+        return _Node(low, high, node.alive[others], node.total + float(self.margin[leaf].sum()))
+
+
 class _Search:
     """The search for one row."""
 
@@ -126,7 +157,7 @@ class _Search:
         self.model, self.row, self.label, self.length, self.deadline = model, row, label, LENGTHS[space], deadline
         self.low, self.high, self.values, self.owner = model.stacked
         self.box = (low, high)
-        self.far = self._distances(self.low, self.high)
+        self.far = self.distances(self.low, self.high)
         inside = np.isfinite(self.far)
         change = self._nearest(self.low[inside], self.high[inside]) - row
         self.widest = float(self.length(np.abs(change).max(0, initial=0.0))) * (1 + ROUNDING)
@@ -135,7 +166,10 @@ class _Search:
     def _nearest(self, low: Floats, high: Floats) -> Floats:
         return np.clip(self.row, np.maximum(low, self.box[0]), np.minimum(high, self.box[1]))
 
-    def _distances(self, low: Floats, high: Floats) -> Floats:
+    def distance(self, node: _Node) -> float:
+        return float(self.distances(node.low, node.high))
+
+    def distances(self, low: Floats, high: Floats) -> Floats:
         """From the row to boxes low < z <= high cut by the box of valid inputs; inf where nothing is left."""
         empty = ((low >= self.box[1]) | (high < self.box[0]) | (low >= high)).any(-1)
         return np.where(empty, np.inf, self.length(self._nearest(low, high) - self.row))
@@ -168,25 +202,23 @@ class _Rival:
 
     def _bound(self) -> float:
         """Before this distance no choice of reachable leaves, whether they meet or not, changes the answer."""
-        far = self.search.far
-        least = np.full(len(self.search.model.trees), np.inf)
-        for leaf in np.argsort(far, kind="stable"):
-            if not np.isfinite(far[leaf]):
-                break
-            tree = self.search.owner[leaf]
-            if self.margin[leaf] < least[tree]:
-                least[tree] = self.margin[leaf]
-                if self.base + least.sum() <= self.doubt:
-                    return float(far[leaf])
-        return np.inf
+        far, starts = self.search.far, np.flatnonzero(np.diff(self.search.owner, prepend=-1))
+        steps = np.unique(far[np.isfinite(far)])
+        below, above = 0, len(steps)
+        while below < above:
+            middle = (below + above) // 2
+            least = np.minimum.reduceat(np.where(far <= steps[middle], self.margin, np.inf), starts)
+            below, above = (below, middle) if self.base + least.sum() <= self.doubt else (middle + 1, above)
+        return float(steps[below]) if below < len(steps) else np.inf
 
     def nearest(self, within: float) -> tuple[float, bool]:
         """Ever wider searches, for a narrow one drops most leaves; each starts anew."""
-        reach, widest = max(self.bound, 1e-12), self.search.widest
+        widest = self.search.widest
+        reach = max(self.bound, SMALLEST * widest)
         while True:
             if self.bound > min(within, widest):
                 return self.bound, np.isinf(self.bound)
-            reach = min(reach * GROWTH, within, widest)
+            reach = max(self.bound, min(reach * GROWTH, within, widest))
             found, sure = self._grow(reach)
             if found <= reach or not sure:
                 return found, sure
@@ -200,60 +232,86 @@ class _Rival:
         Partial cliques are taken up nearest first. One that cannot end in another answer, with whatever leaves are left,
         is dropped.
         """
+        cliques = self._merged(reach)
+        if cliques is None:
+            return np.inf, True
         order = itertools.count()
-        near = np.flatnonzero(self.search.far <= reach)
         everywhere = np.full(len(self.search.row), np.inf)
-        first = self._settled(_Node(-everywhere, everywhere, near, self.base), reach)
-        heap = [] if first is None else [(0.0, next(order), first)]
+        start = _Node(-everywhere, everywhere, np.arange(len(cliques.margin)), self.base)
+        first = self._settled(cliques, start, reach)
+        heap = [] if first is None else [(self.search.distance(first), next(order), first)]
         while heap:
             far, _, node = heapq.heappop(heap)
             if not len(node.alive):
                 return far, node.total < -self.doubt
-            late = self.search.deadline is not None and time.monotonic() > self.search.deadline
-            if self.left <= 0 or late:
+            if self.left <= 0 or self._late():
                 return max(far, self.bound), False
-            for leaf in self._branch(node):
+            for leaf in cliques.branch(node):
                 self.left -= 1
-                child = self._settled(self._with(node, leaf), reach)
+                child = self._settled(cliques, cliques.chosen(node, leaf), reach)
                 if child is not None:
-                    distance = float(self.search._distances(child.low, child.high))
-                    heapq.heappush(heap, (distance, next(order), child))
+                    heapq.heappush(heap, (self.search.distance(child), next(order), child))
         return np.inf, True
 
-    def _branch(self, node: _Node) -> NDArray[np.int64]:
-        """The leaves of the tree that matters most: whose leaves differ most in what they say."""
-        owner, margin = self.search.owner[node.alive], self.margin[node.alive]
-        starts = np.flatnonzero(np.diff(owner, prepend=-1))
-        spread = np.maximum.reduceat(margin, starts) - np.minimum.reduceat(margin, starts)
-        return node.alive[owner == owner[starts[int(spread.argmax())]]]
+    def _late(self) -> bool:
+        return self.search.deadline is not None and time.monotonic() > self.search.deadline
 
-    def _with(self, node: _Node, chosen: NDArray[np.int64] | int) -> _Node:
-        """The node with these leaves chosen, of different trees."""
-        search, leaf = self.search, np.atleast_1d(chosen)
-        low = np.maximum(node.low, search.low[leaf].max(0))
-        high = np.minimum(node.high, search.high[leaf].min(0))
-        others = ~np.isin(search.owner[node.alive], search.owner[leaf])
-        return _Node(low, high, node.alive[others], node.total + float(self.margin[leaf].sum()))
+    def _merged(self, reach: float) -> _Cliques | None:
+        """Leaves within reach, trees joined two by two while that stays small; None where no answer can change.
 
-    def _settled(self, node: _Node, reach: float) -> _Node | None:
+        A leaf (of one tree or of several that were joined) is dropped where even the others' best cannot make up for it.
+        """
+        search = self.search
+        near = search.far <= reach
+        parts = [near & (search.owner == tree) for tree in range(len(search.model.trees))]
+        groups = [(search.low[at], search.high[at], self.margin[at]) for at in parts]
+        while True:
+            groups = self._pruned(groups)
+            if not groups:
+                return None
+            groups.sort(key=lambda group: len(group[2]))
+            if len(groups) == 1 or len(groups[0][2]) * len(groups[1][2]) * len(search.row) > JOINED or self._late():
+                break
+            (low, high, margin), (low2, high2, margin2) = groups[:2]
+            lows = np.maximum(low[:, None], low2[None]).reshape(-1, low.shape[1])
+            highs = np.minimum(high[:, None], high2[None]).reshape(-1, low.shape[1])
+            met = search.distances(lows, highs) <= reach
+            groups[:2] = [(lows[met], highs[met], (margin[:, None] + margin2[None]).reshape(-1)[met])]
+        owner = np.repeat(np.arange(len(groups)), [len(group[2]) for group in groups])
+        lows, highs, margins = (np.concatenate(part) for part in zip(*groups, strict=True))
+        return _Cliques(lows, highs, margins, owner)
+
+    def _pruned(self, groups: list[_Group]) -> list[_Group]:
+        """Without leaves that cannot be part of a change; empty where some tree has none left."""
+        while True:
+            if any(not len(group[2]) for group in groups):
+                return []
+            least = np.array([group[2].min() for group in groups])
+            rest = self.base + least.sum() - least
+            kept = [group[2] + others <= self.doubt for group, others in zip(groups, rest, strict=True)]
+            if all(part.all() for part in kept):
+                return groups
+            groups = [(g[0][at], g[1][at], g[2][at]) for g, at in zip(groups, kept, strict=True)]
+
+    def _settled(self, cliques: _Cliques, node: _Node, reach: float) -> _Node | None:
         """The node without leaves that are out of reach, single ones chosen; None where no change of answer is left."""
         search = self.search
         while True:
-            if search._distances(node.low, node.high) > reach:
+            if search.distance(node) > reach:
                 return None
             alive = node.alive
             if not len(alive):
                 return node if node.total <= self.doubt else None
-            met = search._distances(np.maximum(search.low[alive], node.low), np.minimum(search.high[alive], node.high))
-            kept = alive[met <= reach]
-            owner = search.owner[kept]
+            lows = np.maximum(cliques.low[alive], node.low)
+            kept = alive[search.distances(lows, np.minimum(cliques.high[alive], node.high)) <= reach]
+            owner = cliques.owner[kept]
             starts = np.flatnonzero(np.diff(owner, prepend=-1))
-            if len(starts) < len(np.unique(search.owner[alive])):
+            if len(starts) < len(np.unique(cliques.owner[alive])):
                 return None
-            if node.total + float(np.minimum.reduceat(self.margin[kept], starts).sum()) > self.doubt:
+            if node.total + float(np.minimum.reduceat(cliques.margin[kept], starts).sum()) > self.doubt:
                 return None
             counts = np.diff([*starts, len(kept)])
             node = node._replace(alive=kept)
             if not (counts == 1).any():
                 return node
-            node = self._with(node, kept[starts[counts == 1]])
+            node = cliques.chosen(node, kept[starts[counts == 1]])
