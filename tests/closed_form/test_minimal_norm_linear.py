@@ -79,7 +79,9 @@ def attack(made: Any, target: Linear, goal: Any, space: Any, x: Tensor, radius: 
 
 
 STEPS: dict[str, dict[str, Any]] = {
+    "evasion.ddn": {"steps": 120},
     "evasion.fmn": {"steps": 120},
+    "evasion.sigma_zero": {"steps": 200},
 }
 MODELS = {
     "binary": lambda: general(2),

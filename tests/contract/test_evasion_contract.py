@@ -28,6 +28,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.apgd_targeted": {"steps": 6, "targets": 3},
     "evasion.boundary": {"queries": 150, "starts": 10},
     "evasion.cascade": {"tier": "screen"},
+    "evasion.ddn": {"steps": 8},
     "evasion.feature": {"steps": 8, "donors": 3},
     "evasion.fgsm": {},
     "evasion.fmn": {"steps": 8},
@@ -36,6 +37,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.noise": {"draws": 6},
     "evasion.pgd": {"steps": 8, "restarts": 2},
     "evasion.rays": {"queries": 120, "starts": 8},
+    "evasion.sigma_zero": {"steps": 8},
     "evasion.sign_opt": {"queries": 200, "probes": 10, "starts": 10},
     "evasion.square": {"queries": 40},
     "evasion.surfree": {"queries": 150, "starts": 10},
@@ -44,15 +46,17 @@ SMALL: dict[str, dict[str, Any]] = {
 NEAREST: dict[str, dict[str, Any]] = {
     "evasion.adba": {"queries": 400, "starts": 60},
     "evasion.boundary": {"queries": 400, "starts": 60},
+    "evasion.ddn": {"steps": 100},
     "evasion.fmn": {"steps": 100},
     "evasion.geoda": {"queries": 400, "starts": 60},
     "evasion.hop_skip_jump": {"queries": 400, "starts": 60},
     "evasion.rays": {"queries": 400, "starts": 60},
+    "evasion.sigma_zero": {"steps": 100},
     "evasion.sign_opt": {"queries": 400, "starts": 60},
     "evasion.surfree": {"queries": 400, "starts": 60},
 }
 """Look for the nearest success where there is no radius."""
-STEADY = ("evasion.fgsm", "evasion.fmn", "evasion.universal")
+STEADY = ("evasion.ddn", "evasion.fgsm", "evasion.fmn", "evasion.sigma_zero", "evasion.universal")
 """Draw no random numbers."""
 IDS = [name for name in ATTACKS.ids() if name.startswith("evasion.")]
 SHAPES = {"vector": (12,), "picture": (2, 5, 4), "series": (3, 4)}

@@ -23,8 +23,10 @@ from vauban.schema.cards import AttackCard
 
 COMPARED = 9
 """Classes that are ranked at most, a gradient each."""
-LAST = 10
-"""Steps onto the linearised border at the end of a search, at most."""
+OVER = 1e-3
+"""Share by which a step goes further than the linearised border, for rounding not to keep it on this side."""
+LAST = {"linf": 10, "l2": 10, "l1": 10, "l0": 10}
+"""Steps at the end of a search that mend what it found, at most."""
 
 
 class Nearest:
@@ -51,8 +53,11 @@ class Nearest:
         return nearer
 
 
-def ranked(scene: EvasionScene, front: Front, most: int) -> Tensor:
-    """int64 `[m, most]` wrong classes, nearest first, by where a linear model would give in; `most` gradients a row."""
+def ranked(scene: EvasionScene, front: Front, most: int, found: Nearest) -> Tensor:
+    """int64 `[m, most]` wrong classes, nearest first, by where a linear model would give in; `most` gradients a row.
+
+    Where it would for the nearest is looked at. Up to three queries.
+    """
     true = scene.oracle.goal.labels.to(front.x.device)[front.rows]
     if most + 1 == scene.classes:
         near = (true[:, None] + torch.arange(1, most + 1, device=true.device)) % (most + 1)
@@ -61,9 +66,17 @@ def ranked(scene: EvasionScene, front: Front, most: int) -> Tensor:
         near = scores.scatter(1, true[:, None], -torch.inf).topk(most, 1).indices
     slopes = scene.oracle.class_slopes(front.x, front.rows, near, true)
     gaps = slopes.scores.gather(1, true[:, None]) - slopes.scores.gather(1, near)
-    pairs = zip(slopes.grad.unbind(1), gaps.unbind(1), strict=True)
+    pairs = list(zip(slopes.grad.unbind(1), gaps.unbind(1), strict=True))
     far = [size(front.x, grad, gap, *box(scene, front.x), scene.space.name) for grad, gap in pairs]
-    return near.gather(1, torch.stack(far, 1).argsort(dim=1, stable=True))
+    order = torch.stack(far, 1).argsort(dim=1, stable=True)
+    front.narrow(slopes.open)
+    first = order[slopes.open, 0]
+    if len(front):
+        at = torch.arange(len(first), device=first.device)
+        slope, gap = slopes.grad[slopes.open][at, first], gaps[slopes.open][at, first]
+        there = cross(front.x, slope, gap * (1 + OVER), *box(scene, front.x), scene.space.name)
+        found.see(there, front.rows, scene.oracle.margins(there, front.rows))
+    return near.gather(1, order)
 
 
 def levelled(goal: Goal, side: Loss) -> Loss:
@@ -101,6 +114,8 @@ class Minimal:
     """
 
     card: ClassVar[AttackCard]
+    shortest: ClassVar[int] = 50
+    """Steps of a run at least: with fewer for each class, fewer classes are gone for."""
 
     steps: int = 500
     targets: int = 3
@@ -110,33 +125,36 @@ class Minimal:
         at_least("targets", self.targets, 1)
 
     def price(self, classes: int | None) -> Price:
-        """`steps` gradients, and a query more to rank classes."""
-        return Price(queries=self.steps + 1, gradients=self.steps)
+        """`steps` gradients, and up to three queries to rank classes."""
+        return Price(queries=self.steps + 3, gradients=self.steps)
 
     def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
         """Inputs `[n, ...]`: the nearest successes, or one within the radius where it is finite."""
         found = Nearest(scene)
-        losses, left = self._ways(scene)
-        last = min(LAST, left // 5)
+        losses, left = self._ways(scene, found)
+        last = min(LAST[scene.space.name], left // 5)
         for number, loss in enumerate(losses):
             front = Front(scene)
             if len(front):
                 self.run(scene, front, found, loss, (left - last) // len(losses), rng.child(self.card.id, number))
-        settle(scene, found, last)
+        SETTLE[scene.space.name](scene, found, last)
         return Perturbed(scene.oracle.best.x)
 
-    def _ways(self, scene: EvasionScene) -> tuple[list[Loss], int]:
+    def _ways(self, scene: EvasionScene, found: Nearest) -> tuple[list[Loss], int]:
         """The losses to follow, and the steps that are left for them."""
         goal = scene.oracle.goal
         led = compared(scene, min(COMPARED, self.steps // 20)) if self.targets > 1 else 0
         front = Front(scene)
-        if not led or not len(front):
+        # where a budget cannot pay for the comparison, there is none
+        if not led or not len(front) or not bool(scene.oracle.open(front.rows, led).all()):
             return [levelled(goal, side) for side in goal.objectives("margin")], self.steps
-        order = ranked(scene, front, led)
+        rows, order = front.rows, ranked(scene, front, led, found)
+        if self.steps < 2 * self.shortest:
+            return [goal.margin], self.steps - led
         losses = []
-        for column in range(min(self.targets, led)):
+        for column in range(min(self.targets, self.steps // self.shortest, led)):
             wanted = torch.zeros(len(scene.x), dtype=torch.int64, device=front.x.device)
-            wanted[front.rows] = order[:, column]
+            wanted[rows] = order[:, column]
             losses.append(towards(goal, wanted))
         return losses, self.steps - led
 
@@ -155,7 +173,7 @@ def settle(scene: EvasionScene, found: Nearest, steps: int) -> None:
     front.narrow(found.distance[front.rows].isfinite())
     z = best = found.x[front.rows]
     slope, value = torch.zeros_like(z), torch.zeros(len(front), dtype=z.dtype, device=z.device)
-    share, over = torch.ones_like(value), torch.full_like(value, 1e-3)
+    share, over = torch.ones_like(value), torch.full_like(value, OVER)
     jumped = torch.zeros(len(front), dtype=torch.bool, device=z.device)
     for number in range(steps):
         if not len(front):
@@ -175,3 +193,57 @@ def settle(scene: EvasionScene, found: Nearest, steps: int) -> None:
         jump = best + per_row(share, z) * (there - best)
         z = torch.clamp(torch.where(per_row(short, z).bool(), mended, jump), *box(scene, z))
         z, best, slope, value, share, over, jumped = front.narrow(look.open, z, best, slope, value, share, over, ~short)
+
+
+def put_back(scene: EvasionScene, found: Nearest, steps: int) -> None:
+    """In L0: change the features of the nearest success as far as the box lets them help, and put the least useful back.
+
+    The first step is onto the border of the linearisation, as in `settle`. Then as many are put back at once as a linear model would allow; half as many where that was too many; one by one, the next least useful
+    each time, once a single one was.
+    """
+    front = Front(scene)
+    front.narrow(found.distance[front.rows].isfinite())
+    z = best = found.x[front.rows]
+    slope, margin = torch.zeros_like(z), torch.full((len(front),), torch.inf, dtype=z.dtype, device=z.device)
+    many = torch.full((len(front),), z[:1].numel(), dtype=torch.int64, device=z.device)
+    skipped = torch.zeros_like(many)
+    for number in range(steps):
+        if not len(front):
+            return
+        look = scene.oracle.value_and_grad(scene.oracle.goal.margin, z, front.rows)
+        better = found.see(z, front.rows, look.margin) | (number == 0)
+        mask = per_row(better, z).bool()
+        best, slope = torch.where(mask, z, best), torch.where(mask, look.grad, slope)
+        margin = torch.where(better, look.margin, margin)
+        failed = ~better & (number > 1)
+        skipped = torch.where(better, 0, torch.where(failed & (many == 1), skipped + 1, skipped))
+        many = torch.where(failed, (many // 2).clamp_min(1), many)
+        if number == 0:
+            gap = -margin.double() - (slope.double() * (front.x - best).double()).flatten(1).sum(1)
+            z = cross(front.x, slope, gap * (1 + OVER), *box(scene, z), "l0")
+        else:
+            z, many = _without(scene, front.x, best, slope, margin, many, skipped)
+        z, best, slope, margin, many, skipped = front.narrow(look.open, z, best, slope, margin, many, skipped)
+
+
+def _without(
+    scene: EvasionScene, x: Tensor, best: Tensor, slope: Tensor, margin: Tensor, many: Tensor, skipped: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The point `best` with up to `many` `[m]` changes taken back, after the `skipped` least useful; and how many it were."""
+    low, high = box(scene, x)
+    wall = torch.where(slope > 0, high, low).expand_as(x)
+    changed = best != x
+    far = torch.where(changed & wall.isfinite() & (slope != 0), wall, best)
+    use = (slope.double() * (far - x).double()).flatten(1)
+    spare = margin.double() + (slope.double() * (far - best).double()).flatten(1).sum(1)
+    order = torch.where(changed.flatten(1), use, torch.inf).argsort(dim=1, stable=True)
+    place = torch.arange(order.shape[1], device=x.device)[None, :]
+    worth = torch.where(changed.flatten(1), use, torch.inf).gather(1, order)
+    fits = ((worth.cumsum(1) < spare[:, None]) & worth.isfinite()).sum(1)
+    many = torch.minimum(many, fits.clamp_min(1))
+    back = (place >= skipped[:, None]) & (place < (skipped + many)[:, None]) & worth.isfinite()
+    gone = torch.zeros_like(back).scatter_(1, order, back).view_as(x)
+    return torch.where(gone, x, far), many
+
+
+SETTLE = {"linf": settle, "l2": settle, "l1": settle, "l0": put_back}
