@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -121,12 +122,26 @@ def test_results_do_not_depend_on_the_batch() -> None:
 
 
 def test_a_blocked_gradient_is_noticed() -> None:
-    assert "zero_gradient" in _flags(_run(_case(front=Rounded())))
+    outcome = _run(_case(front=Rounded()))
+    doubt = next(d for d in outcome.attempt.doubts if d.id == "zero_gradient")
+    assert doubt.value == 1.0
+    assert doubt.verdict == "warn"  # answered: the attack went through
+    assert any("BPDA" in text for text in outcome.attempt.caveats)
+    plain = _run(_case())
+    assert outcome.attempt.outcomes.count("b") >= 0.9 * plain.attempt.outcomes.count("b")
+
+
+def test_a_gradient_that_cannot_be_had_stays_a_failure() -> None:
+    class Numpy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.from_numpy(np.round(x.detach().numpy()[:, :4] * 8) / 8 @ np.ones((4, 6), np.float32))
+
+    assert "no_graph" in _flags(_run(_case(front=Numpy())))
 
 
 def test_a_random_model_is_noticed_and_averaged() -> None:
     outcome = _run(_case(front=Noisy()))
-    assert "randomness" in _flags(outcome)
+    assert [d.verdict for d in outcome.attempt.doubts if d.id == "randomness"] == ["warn"]  # answered by the mean
     assert any("EOT" in text for text in outcome.attempt.caveats)
 
 

@@ -21,7 +21,7 @@ from vauban.audits.store import Journal, guarded
 from vauban.core.data import Data
 from vauban.domains.catalog import modality, settle
 from vauban.engine.case import Case, Outcome
-from vauban.engine.doubt import contradictions
+from vauban.engine.doubts import contradictions
 from vauban.engine.execute import execute
 from vauban.engine.preflight import preflight
 from vauban.reports.write import write

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -16,50 +17,33 @@ from vauban.core.goal import Goal
 from vauban.core.registry import configure
 from vauban.core.rng import Rng
 from vauban.core.space import Continuous
-from vauban.core.target import Target
-from vauban.engine import doubt
+from vauban.engine.adaptive import afterwards, concluded, own_random, planned, searched, spent
 from vauban.engine.batching import slices
 from vauban.engine.case import Case, Check, Outcome
+from vauban.engine.doubts import Meter, curve_monotone
+from vauban.engine.doubts.probe import subset
+from vauban.engine.evasion_run import Piece, Run
+from vauban.engine.evasion_told import caveats, measurements, query_curve
 from vauban.engine.exhibits import adversarial_exhibits
-from vauban.engine.measure import median, rate
-from vauban.engine.oracle import MeteredOracle
-from vauban.engine.react import stand_in
-from vauban.engine.verify import Verified, margins, verify
+from vauban.engine.measure import rate
+from vauban.engine.oracle import MeteredOracle, Prover
+from vauban.engine.proofs import LazyProver
+from vauban.engine.react import Plan
+from vauban.engine.verify import margins, verify
 from vauban.parts.goals import ClassAs, Misclassify, Shift
 from vauban.schema.access import Access
 from vauban.schema.errors import BadThreat, Limit
-from vauban.schema.log import Attempt, Cost, Curve, Doubt, Measurement, Series
+from vauban.schema.log import Attempt, Cost, Curve, Doubt, Series
 
 RADII = {
     "smoke": (0.5, 1.0, 2.0),
     "standard": (0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
     "deep": (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0),
 }
-WORDS = {"w": "broken", "b": "broken", "h": "held", "c": "certified", "u": "unknown"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """One attack on all samples, verified."""
-
-    x: Tensor
-    """The points to keep, `[n, ...]`: adversarial where broken, the clean input where held."""
-    outcomes: str
-    """`w`rong when clean, `b`roken, `h`eld, `u`nknown (the attack ended early)."""
-    margin: Tensor
-    distance: Tensor
-    queries: Tensor
-    cost: Cost
-    verified: Verified
-    clean_margin: Tensor
-    doubts: list[Doubt]
-    notes: list[str]
-    facts: dict[str, Any]
-
-    @property
-    def status(self) -> list[str]:
-        """broken, held, certified or unknown, a word a sample."""
-        return [WORDS[letter] for letter in self.outcomes]
+FALLBACK = "evasion.square"
+"""Attacks by scores alone what was held although gradients were doubtful."""
+SEVERAL = 15
+"""An attack of more gradients than this is one of many steps."""
 
 
 def goal_for(case: Case, threat_goal: str, tolerance: float | None = None) -> Goal:
@@ -90,36 +74,69 @@ def run(check: Check, case: Case, *, radius: float | None = None, closed: Tensor
     profile = getattr(attack_class, "profiles", {}).get(case.profile, {})
     attack = configure(attack_class, {**profile, **settings})
     white = Access.GRADIENTS in attack_class.card.needs
-    doubts = [case.share("randomness", lambda: doubt.randomness(case.target, case.data.x_test))]
-    attacked, notes = stand_in(case.target, doubts) if white else (case.target, [])
-    if white:
-        name = f"gradient_health:{check.threat.goal}"
-        doubts += case.share(name, lambda: doubt.gradient_health(attacked, goal, case.data.x_test))
-    pieces = [
-        _attack_rows(attack, attacked, goal, space, radius, check, case, rows)
-        for rows in _batches(attack_class, case, closed)
-    ]
-    return _gather(pieces, goal, space, radius, case, doubts, notes, time.monotonic() - started)
+    prover = LazyProver(case.target, goal, space, radius, case.data.x_test)
+    with own_random(case, check.id, check.threat.id):
+        plan = planned(check, case, goal, space, _radius(check), white)
+        attack = _fitted(attack, plan, settings)
+        pieces = [
+            _attack_rows(attack, plan, goal, space, radius, check, case, rows, prover)
+            for rows in _batches(attack_class, case, closed)
+        ]
+        alone = _without_gradients(pieces, plan, goal, space, radius, check, case, prover) if plan.rough else 0
+        notes = plan.words + ([f"nothing was proved: {prover.reason}"] if prover.reason else [])
+        doubts = concluded(plan, alone, len(case.data.x_test))
+        seconds = time.monotonic() - started
+        return _gather(pieces, plan, goal, space, radius, case, doubts, notes, seconds, prover.tried)
 
 
-@dataclass(frozen=True)
-class _Piece:
-    rows: Tensor
-    x: Tensor
-    queries: Tensor
-    gradients: Tensor
-    late: bool
-    """The deadline passed before the attack was through."""
-    facts: dict[str, Any]
+def _fitted(attack: Any, plan: Plan, chosen: Mapping[str, Any]) -> Any:
+    """The attack with the settings that the doubts call for, where it has them and the user did not choose."""
+    known = {f.name for f in fields(attack)}
+    return replace(attack, **{k: v for k, v in plan.settings.items() if k in known and k not in chosen})
+
+
+def _without_gradients(
+    pieces: list[Piece],
+    plan: Plan,
+    goal: Goal,
+    space: Continuous,
+    radius: float,
+    check: Check,
+    case: Case,
+    prover: Prover,
+) -> int:
+    """Attack once more, by scores alone, what was held although the gradients were doubtful; how many that broke."""
+    kind = ATTACKS.load(FALLBACK)
+    if space.name not in kind.card.spaces or radius == float("inf") or check.threat.budget.queries is not None:
+        return 0
+    attack = configure(kind, kind.profiles.get(case.profile, {}))
+    plain, broke = replace(plan, target=plan.judge), 0
+    for number, piece in enumerate(pieces):
+        still = ~piece.reached & ~piece.certified
+        if not bool(still.any()) or piece.late:
+            continue
+        more = _attack_rows(attack, plain, goal, space, radius, check, case, piece.rows[still], prover)
+        pieces[number] = piece.joined(still, more)
+        broke += int(more.reached.sum())
+    return broke
 
 
 def _attack_rows(
-    attack: Any, target: Target, goal: Goal, space: Continuous, radius: float, check: Check, case: Case, rows: Tensor
-) -> _Piece:
+    attack: Any,
+    plan: Plan,
+    goal: Goal,
+    space: Continuous,
+    radius: float,
+    check: Check,
+    case: Case,
+    rows: Tensor,
+    prover: Prover,
+) -> Piece:
     x = case.data.x_test[rows]
+    space, aim = searched(plan, space), plan.goal(subset(goal, rows))
     oracle = MeteredOracle(
-        target,
-        _subset(goal, rows),
+        plan.target,
+        plan.sought(aim),
         space,
         x,
         radius,
@@ -128,24 +145,44 @@ def _attack_rows(
         nearest=radius == float("inf"),
         deadline=case.deadline,
         progress=lambda done, total: case.progress(done, total, check.id),
+        prover=prover,
     )
-    late, facts, found = False, {}, None
+    late, facts, found, returned = False, {}, None, None
     try:
         oracle.begin()
         scene = EvasionScene(oracle, x, space, radius, case.domain.classes, case.data.x_train)
         artefact = attack(scene, Rng(case.seed_for(check.id, check.threat.id), np.asarray(case.data.ids)[rows.numpy()]))
-        facts, found = artefact.facts, artefact.x if attack.card.joint else None
+        facts, returned = artefact.facts, artefact.x
+        found = returned if attack.card.joint else None
     except Limit:  # what was found until then counts; a spent budget is the threat's own bound, a deadline is not
         late = case.deadline is not None and time.monotonic() > case.deadline
+    leads = oracle.best.margin + plan.lead > 0
+    lost = 0
     if found is None:
-        reached = oracle.best.reached.reshape(-1, *[1] * (x.dim() - 1))
-        found = torch.where(reached, oracle.best.x, x)
-    return _Piece(rows, found, oracle.spent.queries, oracle.spent.gradients, late, facts)
+        found = torch.where(leads.reshape(-1, *[1] * (x.dim() - 1)), oracle.best.x, oracle.best.x if plan.lead else x)
+        lost = _lost(plan, aim, oracle.best.reached, returned, oracle)
+    spent = oracle.spent
+    return Piece(
+        rows,
+        found,
+        spent.queries,
+        spent.gradients,
+        oracle.certified,
+        late,
+        oracle.best.reached,
+        oracle.best.x,
+        lost,
+        facts,
+    )
 
 
-def _subset(goal: Goal, rows: Tensor) -> Goal:
-    part: Goal = replace(goal, labels=goal.labels[rows])  # type: ignore[type-var]
-    return part
+def _lost(plan: Plan, aim: Goal, reached: Tensor, returned: Tensor | None, oracle: MeteredOracle) -> int:
+    """Rows whose success the oracle saw, and whose point in the attack's own hands is none."""
+    if returned is None or not len(returned):
+        return 0
+    other = reached & (returned != oracle.best.x).flatten(1).any(1)
+    rows = other.nonzero().flatten()
+    return int((margins(plan.target, subset(aim, rows), returned[rows]) <= 0).sum()) if len(rows) else 0
 
 
 def _batches(attack_class: Any, case: Case, closed: Tensor | None) -> list[Tensor]:
@@ -157,7 +194,8 @@ def _batches(attack_class: Any, case: Case, closed: Tensor | None) -> list[Tenso
 
 
 def _gather(
-    pieces: list[_Piece],
+    pieces: list[Piece],
+    plan: Plan,
     goal: Goal,
     space: Continuous,
     radius: float,
@@ -165,26 +203,48 @@ def _gather(
     doubts: list[Doubt],
     notes: list[str],
     seconds: float,
+    proved: bool,
 ) -> Run:
-    clean = case.data.x_test
-    x, n = clean.clone(), len(clean)
+    clean, aim = case.data.x_test, plan.goal(goal)
+    x, closest, n = clean.clone(), clean.clone(), len(clean)
     queries, gradients = torch.zeros(n, dtype=torch.int64), 0
+    late, certified, claimed = (torch.zeros(n, dtype=torch.bool) for _ in range(3))
     for piece in pieces:
         x[piece.rows] = piece.x
+        closest[piece.rows] = piece.closest
         queries[piece.rows] = piece.queries
         gradients += int(piece.gradients.sum())
-    clean_margin = margins(case.target, goal, clean)
-    found = verify(case.target, goal, space, case.modality, case.domain, x, clean, radius)
-    wrong = clean_margin > 0
-    late = torch.zeros(n, dtype=torch.bool)
-    for piece in pieces:
         late[piece.rows] = piece.late
-    letters = ["w" if wrong[i] else "b" if found.broken[i] else "u" if late[i] else "h" for i in range(n)]
-    cost = Cost(queries=int(queries.sum()), gradients=gradients, seconds=seconds)
-    facts = pieces[0].facts if len(pieces) == 1 else {}
+        certified[piece.rows] = piece.certified
+        claimed[piece.rows] = piece.reached
+    clean_margin = margins(plan.judge, aim, clean)
+    found = verify(plan.judge, aim, space, case.modality, case.domain, x, clean, radius)
+    wrong = clean_margin > 0
+    letters = [_letter(*one) for one in zip(*map(Tensor.tolist, (wrong, found.broken, certified, late)), strict=True)]
     return Run(
-        x, "".join(letters), found.margin, found.distance, queries, cost, found, clean_margin, doubts, notes, facts
+        x=torch.where(found.broken.reshape(-1, *[1] * (x.dim() - 1)), x, clean),
+        outcomes="".join(letters),
+        margin=found.margin,
+        distance=found.distance,
+        queries=queries,
+        cost=Cost(queries=int(queries.sum()), gradients=gradients, seconds=seconds),
+        verified=found,
+        clean_margin=clean_margin,
+        doubts=doubts,
+        notes=notes,
+        facts=pieces[0].facts if len(pieces) == 1 else {},
+        proved=proved,
+        plan=plan,
+        tried=x,
+        closest=closest,
+        claimed=claimed & ~wrong,
+        lost=sum(piece.lost for piece in pieces),
     )
+
+
+def _letter(wrong: bool, broken: bool, certified: bool, late: bool) -> str:
+    """Of what is known of a sample, the strongest: an example beats everything, a proof beats an attack that found none."""
+    return "w" if wrong else "b" if broken else "c" if certified else "u" if late else "h"
 
 
 def examine(check: Check, case: Case) -> Outcome:
@@ -194,18 +254,19 @@ def examine(check: Check, case: Case) -> Outcome:
     result = run(check, case)
     card = ATTACKS.load(check.id).card
     curve, zero = _security_curve(check, case, result) if card.curve else (None, [])
-    measurements = _measurements(result, check.threat.room.space, case)
+    numbers = measurements(result, check.threat.room.space, case)
     late = result.outcomes.count("u")
+    after, meter = _afterwards(check, case, result)
     attempt = Attempt(
         check=check.id,
         threat=check.threat.id,
         state="inconclusive" if late else "assessed",
         reason=f"the time limit was reached with {late} of {len(result.outcomes)} samples undecided" if late else "",
-        cost=result.cost,
-        measurements=measurements,
-        caveats=result.notes + _caveats(result, case),
-        doubts=[*result.doubts, doubt.output_kind(_kind(case.target, case.data.x_test)), *zero],
-        curves=[c for c in (curve, _query_curve(result)) if c is not None],
+        cost=spent(result.cost, result.plan.real.meter, meter),
+        measurements=numbers,
+        caveats=result.notes + caveats(result, case),
+        doubts=[*result.doubts, *after, *zero],
+        curves=[c for c in (curve, query_curve(result)) if c is not None],
         exhibits=adversarial_exhibits(
             result, case, goal_for(case, check.threat.goal, dict(check.settings).get("tolerance"))
         ),
@@ -217,38 +278,24 @@ def examine(check: Check, case: Case) -> Outcome:
     return Outcome(attempt, {"rows": hits.nonzero().flatten(), "x": result.x[hits].contiguous()} if hits.any() else {})
 
 
-def _measurements(result: Run, unit: str, case: Case) -> list[Measurement]:
-    letters = result.outcomes
-    assessed = [letter for letter in letters if letter != "u"]
-    broken = np.array([i for i, letter in enumerate(letters) if letter == "b"], dtype=np.int64)
-    right = sum(letter != "w" for letter in letters)
-    looks = case.modality.looks(result.x[broken], case.data.x_test[broken], case.domain)
-    return [
-        rate("evasion.clean_accuracy", right, len(letters)),
-        rate("evasion.robust_accuracy", sum(letter in "hc" for letter in assessed), len(assessed)),
-        median("evasion.median_distance", result.distance.numpy()[broken], unit),
-        median("evasion.queries_median", result.queries.numpy()[broken].astype(np.float64), "queries"),
-        *(median(f"evasion.{name}_median", values.cpu().numpy(), "") for name, values in looks.items()),
-    ]
-
-
-def _caveats(result: Run, case: Case) -> list[str]:
-    out: list[str] = []
-    claimed = int(((result.verified.margin > 0) & ~result.verified.admissible & (result.clean_margin <= 0)).sum())
-    if claimed:
-        out.append(f"{claimed} claimed successes were rejected by the independent check")
-    broken = torch.tensor([letter == "b" for letter in result.outcomes])
-    if case.domain.step is not None and broken.any():
-        alive = int((result.verified.survives & broken).sum())
-        out.append(
-            f"{alive} of {int(broken.sum())} adversarial inputs survive rounding to the grid of {case.domain.step:.4g} on which inputs are stored"
-        )
-    return out
-
-
-def _kind(target: Target, x: Tensor) -> str:
-    with torch.no_grad():
-        return target.forward(x[:1]).kind
+def _afterwards(check: Check, case: Case, result: Run) -> tuple[list[Doubt], Meter]:
+    """What is to be doubted of an attack of many steps, once it is done."""
+    kind = ATTACKS.load(check.id)
+    price = kind().price(case.domain.classes)
+    iterative = Access.GRADIENTS in kind.card.needs and not kind.card.joint and price.gradients > SEVERAL
+    if not iterative or "u" in result.outcomes or result.plan.real.radius == float("inf"):
+        return [], Meter()
+    held = torch.tensor([i for i, letter in enumerate(result.outcomes) if letter == "h"], dtype=torch.int64)
+    goal = goal_for(case, check.threat.goal, dict(check.settings).get("tolerance"))
+    kept = sum(letter == "b" for letter, claim in zip(result.outcomes, result.claimed, strict=True) if claim)
+    found = {
+        "claimed": int(result.claimed.sum()),
+        "kept": kept,
+        "silent": result.lost,
+        "total": len(result.outcomes),
+    }
+    with own_random(case, "afterwards", check.id):
+        return afterwards(result.plan, goal, case.data.x_test, result.closest, held, found)
 
 
 def _security_curve(check: Check, case: Case, result: Run) -> tuple[Curve, list[Doubt]]:
@@ -286,29 +333,7 @@ def _security_curve(check: Check, case: Case, result: Run) -> tuple[Curve, list[
         series=[series],
         reading=f"At radius {base:g} the model is right on {dict(points)[base]:.0%} of the inputs, without an attack on {points[0][1]:.0%}.",
     )
-    return curve, [doubt.curve_reaches_zero([a for _, a in points], [r for r, _ in points])]
-
-
-def _query_curve(result: Run) -> Curve | None:
-    """Share of the correctly answered samples that are broken, against queries spent on each."""
-    broken = np.array([letter == "b" for letter in result.outcomes])
-    attacked = np.array([letter in "bh" for letter in result.outcomes])
-    if not broken.any():
-        return None
-    used = np.sort(result.queries.numpy()[broken]).astype(float)
-    most = float(result.queries.numpy()[attacked].max())
-    grid = np.unique(np.round(np.geomspace(1, max(most, 2), 24)))
-    share = [float((used <= g).sum() / attacked.sum()) for g in grid]
-    return Curve(
-        id="query_curve",
-        title="Success against queries",
-        x_label="queries a sample",
-        y_label="share broken",
-        x_scale="log",
-        shape="steps",
-        series=[Series(label="broken", x=[float(g) for g in grid], y=list(share))],
-        reading=f"Half of the successes needed at most {np.median(used):.0f} queries.",
-    )
+    return curve, [curve_monotone([a for _, a in points])]
 
 
 def _space(check: Check, case: Case) -> Continuous:

@@ -15,7 +15,7 @@ from vauban.schema.access import Access
 from vauban.schema.log import Exhibit
 
 if TYPE_CHECKING:
-    from vauban.engine.evasion import Run
+    from vauban.engine.evasion_run import Run
 
 SHOWN = 3
 
@@ -60,6 +60,6 @@ def _captions(case: Case, clean: Tensor, changed: Tensor, labels: Tensor) -> lis
     def word(value: Tensor) -> str:
         if case.domain.task == "regression":
             return f"{float(value):.3g}"
-        return names[int(value)] if names else str(int(value))
+        return names[int(value)] if int(value) < len(names) else str(int(value))
 
     return [f"{word(b)} becomes {word(a)} (truth {word(t)})" for b, a, t in zip(before, after, labels, strict=True)]

@@ -13,9 +13,9 @@ from torch import Tensor
 from vauban.core.data import Data
 from vauban.core.target import Domain, Outputs, Target, TorchBacked
 from vauban.engine.batching import answers
-from vauban.engine.doubt import output_kind, randomness
+from vauban.engine.doubts import output_kind, randomness
 from vauban.engine.measure import clopper_pearson
-from vauban.engine.units import chance, check_bounds, check_scale, score
+from vauban.engine.units import chance, check_bounds, check_scale, scaling, score
 from vauban.schema.access import Access
 from vauban.schema.errors import BadData, BadTarget, VaubanError
 from vauban.schema.log import Doubt
@@ -52,7 +52,7 @@ def preflight(target: Target, data: Data, domain: Domain) -> tuple[Target, list[
     check_scale(target, x, y, outputs)
     target = target.settled(domain)
     found, facts = _accuracy(outputs, y)
-    doubts = [_range(data), found, *_classes_seen(data, domain), *_mode(target)]
+    doubts = [_range(data), scaling(target, x, y, outputs), found, *_classes_seen(data, domain), *_mode(target)]
     doubts += [output_kind(outputs.kind)] if domain.task == "classification" else []
     steady = randomness(target, x, FEW)
     doubts += [steady, *_batch_dependence(target, x[:FEW], steady.verdict == "pass"), *_gradients(target, x[:FEW])]

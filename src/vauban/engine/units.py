@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from vauban.core.data import Data
-from vauban.core.target import Domain, Outputs, Target
+from vauban.core.target import Domain, Outputs, Target, TorchBacked
 from vauban.engine.batching import answers
 from vauban.engine.measure import clopper_pearson
-from vauban.schema.errors import VaubanError, WrongUnits
+from vauban.parts.softened import Entrance
+from vauban.schema.errors import WrongUnits
+from vauban.schema.log import Doubt
 
 POOR, GAIN = 0.25, 0.5
 """A score less than a quarter of the way from chance to perfect is poor; one that a rescaling lifts by half the way has the wrong units."""
@@ -69,7 +71,7 @@ def _score_of(target: Target, x: Tensor, y: Tensor) -> float:
     """0 where the model does not take such inputs."""
     try:
         return score(answers(target, x), y)
-    except (VaubanError, RuntimeError, ValueError):
+    except Exception:  # a user's model may raise anything on inputs that it was not made for
         return 0.0
 
 
@@ -92,6 +94,45 @@ def _standardised(x: Tensor) -> Tensor:
     axes = (0, *range(2, x.dim()))
     spread = x.std(axes, keepdim=True, unbiased=False)
     return (x - x.mean(axes, keepdim=True)) / torch.where(spread > 0, spread, 1.0)
+
+
+def scaling(target: Target, x: Tensor, y: Tensor, outputs: Outputs) -> Doubt:
+    """Are inputs prepared twice, or not as they were for training? Where it is too little to refuse, it is told."""
+    entered = _as_entered(target, x)
+    before = (float(x.mean()), float(x.std()))
+    doubled = entered is not None and _standard(*before) and not _standard(float(entered.mean()), float(entered.std()))
+    now = max(score(outputs, y), 0.0)
+    words, then = max(((w, _score_of(target, f(x), y)) for w, f in RESCALINGS.items()), key=lambda item: item[1])
+    better = outputs.kind != "values" and _surely(now, then, outputs, len(y))
+    texts = {
+        (False, False): "The inputs are in the model's units.",
+        (
+            False,
+            True,
+        ): f"The model is right on {now:.1%} of these inputs, and on {then:.1%} of the same inputs {words}.",
+    }
+    twice = f"The data are standardised already (mean {before[0]:.2g}, deviation {before[1]:.2g}), and the model does it again."
+    return Doubt(
+        id="units",
+        verdict="warn" if doubled or better else "pass",
+        value=then - now,
+        threshold=0.0,
+        text=texts.get((doubled, better), twice),
+        remedy="a radius means something else in other units: prepare inputs once, as in training, outside or inside",
+    )
+
+
+def _standard(mean: float, deviation: float) -> bool:
+    return abs(mean) < 0.3 and 0.6 < deviation < 1.6
+
+
+def _as_entered(target: Target, x: Tensor) -> Tensor | None:
+    """What the model's own arithmetic makes of its inputs before the first layer; None where it does nothing to them."""
+    if not isinstance(target, TorchBacked):
+        return None
+    with torch.no_grad(), Entrance(x[:64].shape) as mode:
+        target.forward(x[:64])
+    return mode.last
 
 
 RESCALINGS: Mapping[str, Callable[[Tensor], Tensor]] = {

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from vauban.core.goal import Goal
 from vauban.core.target import OutputKind, Outputs
 from vauban.parts import losses
 from vauban.parts.losses import ClassLoss
@@ -73,6 +74,58 @@ class Misclassify(_ClassGoal):
     targeted: ClassVar[bool] = False
     _margins: ClassVar[Mapping[OutputKind, ClassLoss]] = _LEAVING
     _losses: ClassVar[Mapping[str, ClassLoss]] = losses.UNTARGETED
+
+
+@dataclass(frozen=True, eq=False)
+class MisclassifyOutright(Misclassify):
+    """Any class but the true one and `shunned`, a class for abstaining, which counts as the true one."""
+
+    shunned: int = 0
+
+    def margin(self, outputs: Outputs, rows: Tensor) -> Tensor:
+        """As of any misclassification, of the answers without the shunned class."""
+        if outputs.kind == "labels":
+            kept = torch.where(outputs.labels == self.shunned, self._labels(outputs, rows), outputs.labels)
+            return _leaves(Outputs(kept, "labels"), self._labels(outputs, rows))
+        return self._margins[outputs.kind](*self._folded(outputs, rows))
+
+    def _loss(self, name: str, outputs: Outputs, rows: Tensor) -> Tensor:
+        return self._losses[name](*self._folded(outputs, rows))
+
+    def _folded(self, outputs: Outputs, rows: Tensor) -> tuple[Outputs, Tensor]:
+        """The answers with the shunned class taken out, the true class as likely as the likelier of the two."""
+        true, values, gone = self._labels(outputs, rows), outputs.values, self.shunned
+        own = torch.maximum(values.gather(1, true[:, None]), values[:, gone, None])
+        values = values.scatter(1, true[:, None], own)
+        return Outputs(torch.cat([values[:, :gone], values[:, gone + 1 :]], 1), outputs.kind), true - (
+            true > gone
+        ).long()
+
+
+@dataclass(frozen=True, eq=False)
+class Firmly:
+    """`goal` by a lead of `lead`: for answers that are not the same the next time."""
+
+    goal: Goal
+    lead: float
+
+    @property
+    def targeted(self) -> bool:
+        return self.goal.targeted
+
+    @property
+    def labels(self) -> Tensor:
+        return self.goal.labels
+
+    def margin(self, outputs: Outputs, rows: Tensor) -> Tensor:
+        """The goal's margin less the lead."""
+        return self.goal.margin(outputs, rows) - self.lead
+
+    def surrogate(self, outputs: Outputs, rows: Tensor) -> Tensor:
+        return self.goal.surrogate(outputs, rows)
+
+    def objectives(self, name: str) -> tuple[Objective, ...]:
+        return self.goal.objectives(name)
 
 
 @dataclass(frozen=True, eq=False)

@@ -31,6 +31,8 @@ class Cost(Frozen):
 
     queries: int = 0
     gradients: int = 0
+    doubting: int = 0
+    """Queries and gradients spent on doubting the number, not counted above."""
     seconds: float = 0.0
 
 

@@ -1,0 +1,63 @@
+"""What an evasion run says of itself: numbers, caveats, the curve of success against queries."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vauban.engine.case import Case
+from vauban.engine.evasion_run import Run
+from vauban.engine.measure import median, rate
+from vauban.schema.log import Curve, Measurement, Series
+
+
+def measurements(result: Run, unit: str, case: Case) -> list[Measurement]:
+    letters = result.outcomes
+    assessed = [letter for letter in letters if letter != "u"]
+    broken = np.array([i for i, letter in enumerate(letters) if letter == "b"], dtype=np.int64)
+    right = sum(letter != "w" for letter in letters)
+    looks = case.modality.looks(result.x[broken], case.data.x_test[broken], case.domain)
+    return [
+        rate("evasion.clean_accuracy", right, len(letters)),
+        rate("evasion.robust_accuracy", sum(letter in "hc" for letter in assessed), len(assessed)),
+        *([rate("evasion.certified_accuracy", letters.count("c"), len(letters))] if result.proved else []),
+        median("evasion.median_distance", result.distance.numpy()[broken], unit),
+        median("evasion.queries_median", result.queries.numpy()[broken].astype(np.float64), "queries"),
+        *(median(f"evasion.{name}_median", values.cpu().numpy(), "") for name, values in looks.items()),
+    ]
+
+
+def caveats(result: Run, case: Case) -> list[str]:
+    out: list[str] = []
+    claimed = int(((result.verified.margin > 0) & ~result.verified.admissible & (result.clean_margin <= 0)).sum())
+    if claimed:
+        out.append(f"{claimed} claimed successes were rejected by the independent check")
+    broken = torch.tensor([letter == "b" for letter in result.outcomes])
+    if case.domain.step is not None and broken.any():
+        alive = int((result.verified.survives & broken).sum())
+        out.append(
+            f"{alive} of {int(broken.sum())} adversarial inputs survive rounding to the grid of {case.domain.step:.4g} on which inputs are stored"
+        )
+    return out
+
+
+def query_curve(result: Run) -> Curve | None:
+    """Share of the correctly answered samples that are broken, against queries spent on each."""
+    broken = np.array([letter == "b" for letter in result.outcomes])
+    attacked = np.array([letter in "bh" for letter in result.outcomes])
+    if not broken.any():
+        return None
+    used = np.sort(result.queries.numpy()[broken]).astype(float)
+    most = float(result.queries.numpy()[attacked].max())
+    grid = np.unique(np.round(np.geomspace(1, max(most, 2), 24)))
+    share = [float((used <= g).sum() / attacked.sum()) for g in grid]
+    return Curve(
+        id="query_curve",
+        title="Success against queries",
+        x_label="queries a sample",
+        y_label="share broken",
+        x_scale="log",
+        shape="steps",
+        series=[Series(label="broken", x=[float(g) for g in grid], y=list(share))],
+        reading=f"Half of the successes needed at most {np.median(used):.0f} queries.",
+    )
