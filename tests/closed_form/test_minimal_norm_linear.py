@@ -80,8 +80,11 @@ def attack(made: Any, target: Linear, goal: Any, space: Any, x: Tensor, radius: 
 
 STEPS: dict[str, dict[str, Any]] = {
     "evasion.ddn": {"steps": 120},
+    "evasion.deep_fool": {},
+    "evasion.fab": {"steps": 120},
     "evasion.fmn": {"steps": 120},
     "evasion.sigma_zero": {"steps": 200},
+    "evasion.super_deep_fool": {},
 }
 MODELS = {
     "binary": lambda: general(2),

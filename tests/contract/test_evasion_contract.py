@@ -29,6 +29,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.boundary": {"queries": 150, "starts": 10},
     "evasion.cascade": {"tier": "screen"},
     "evasion.ddn": {"steps": 8},
+    "evasion.deep_fool": {"steps": 6, "finish": 3},
+    "evasion.fab": {"steps": 8},
     "evasion.feature": {"steps": 8, "donors": 3},
     "evasion.fgsm": {},
     "evasion.fmn": {"steps": 8},
@@ -40,6 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.sigma_zero": {"steps": 8},
     "evasion.sign_opt": {"queries": 200, "probes": 10, "starts": 10},
     "evasion.square": {"queries": 40},
+    "evasion.super_deep_fool": {"steps": 6, "finish": 3},
     "evasion.surfree": {"queries": 150, "starts": 10},
     "evasion.universal": {"steps": 6},
 }
@@ -47,16 +50,28 @@ NEAREST: dict[str, dict[str, Any]] = {
     "evasion.adba": {"queries": 400, "starts": 60},
     "evasion.boundary": {"queries": 400, "starts": 60},
     "evasion.ddn": {"steps": 100},
+    "evasion.deep_fool": {"steps": 30},
+    "evasion.fab": {"steps": 100},
     "evasion.fmn": {"steps": 100},
     "evasion.geoda": {"queries": 400, "starts": 60},
     "evasion.hop_skip_jump": {"queries": 400, "starts": 60},
     "evasion.rays": {"queries": 400, "starts": 60},
     "evasion.sigma_zero": {"steps": 100},
     "evasion.sign_opt": {"queries": 400, "starts": 60},
+    "evasion.super_deep_fool": {"steps": 30},
     "evasion.surfree": {"queries": 400, "starts": 60},
 }
 """Look for the nearest success where there is no radius."""
-STEADY = ("evasion.ddn", "evasion.fgsm", "evasion.fmn", "evasion.sigma_zero", "evasion.universal")
+STEADY = (
+    "evasion.ddn",
+    "evasion.deep_fool",
+    "evasion.fab",
+    "evasion.fgsm",
+    "evasion.fmn",
+    "evasion.sigma_zero",
+    "evasion.super_deep_fool",
+    "evasion.universal",
+)
 """Draw no random numbers."""
 IDS = [name for name in ATTACKS.ids() if name.startswith("evasion.")]
 SHAPES = {"vector": (12,), "picture": (2, 5, 4), "series": (3, 4)}
