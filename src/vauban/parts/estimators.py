@@ -32,3 +32,16 @@ def lengths(change: Tensor) -> Tensor:
 def unit(change: Tensor) -> Tensor:
     """Rows of Euclidean length 1; zero stays zero."""
     return change / per_row(lengths(change).clamp_min(1e-12), change)
+
+
+def two_point(above: Tensor, below: Tensor, away: Tensor, length: float) -> Tensor:
+    """A gradient `[m, ...]` from answers `[m, pairs]` on both sides of a point, at `away` `[m, pairs, ...]` from it.
+
+    The mean over pairs of the symmetric difference quotient along a direction times that direction, where a direction is
+    `away / length` and has entries of variance 1: then the expectation is the gradient of a linear function. Normal
+    directions: NES (Ilyas et al. 2018, arXiv:1804.08598, section 2.1.1); signs: SPSA (Uesato et al. 2018,
+    arXiv:1802.05666, section 3), where dividing by an entry is multiplying with it.
+    """
+    weights = (above - below).to(away) / (2 * length)
+    mean = (weights[:, None, :] @ away.flatten(2)).squeeze(1) / (length * away.shape[1])
+    return mean.view(len(away), *away.shape[2:])

@@ -90,3 +90,10 @@ def dipole(high: int, wide: int) -> Tensor:
     parts = [bump(half, wide), -bump(high - half, wide)] if axis == 0 else [bump(1, half), -bump(1, wide - half)]
     both = torch.cat(parts, axis)
     return both / both.norm()
+
+
+def cosines(length: int) -> torch.Tensor:
+    """The orthonormal cosine waves of that many points, `[waves, points]` float64, from the constant to the shortest."""
+    wave, point = torch.arange(length)[:, None], torch.arange(length)[None, :]
+    table = torch.cos(math.pi * (point.double() + 0.5) * wave / length)
+    return table / table.norm(dim=1, keepdim=True)

@@ -20,6 +20,11 @@ def above(name: str, value: float, low: float) -> None:
         raise ValueError(f"{name} must be above {low:g}, got {value:g}")
 
 
+def below(name: str, value: float, high: float) -> None:
+    if not value < high:
+        raise ValueError(f"{name} must be below {high:g}, got {value:g}")
+
+
 def one_of(name: str, value: str, known: Iterable[str]) -> None:
     known = tuple(known)
     if value not in known:

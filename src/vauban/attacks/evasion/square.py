@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from vauban.attacks.evasion.front import Front, finite_radius
 from vauban.attacks.evasion.settings import above, at_least, at_most, one_of
@@ -22,6 +21,9 @@ from vauban.parts.search import Grid
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
 
+SHORTEST = 1e-3
+"""Share of the radius below which a refining step does not shrink: from there it would hardly come back."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
@@ -35,9 +37,9 @@ class Square:
     followed by the projection onto ball and box together.
     Departures: where the attacker has other inputs, a share of the Linf proposals moves the window towards one of them
     instead of to one corner, for what other inputs look like is what a model has learnt to tell apart; a Linf proposal
-    that would change nothing is turned round; in L2 every second proposal is a normal step inside the window, of a
-    length that adapts to a success rate of one in five, for the paper's moves alone cannot approach an optimum whose
-    weight is spread unevenly; windows shrink in proportion to the queries that a row really has, be it fewer than
+    that would change nothing is turned round; in L2 every second proposal is a normal step inside the window (every
+    eighth: of the whole input), of a length that adapts to a success rate of one in five, for the paper's moves alone
+    cannot approach an optimum whose weight is spread unevenly; windows shrink in proportion to the queries that a row really has, be it fewer than
     `queries`; in a regression half the queries go to each direction.
 
     Args:
@@ -108,15 +110,16 @@ class Square:
         value = oracle.values(loss, z, front.rows)
         scale = torch.full_like(value, 0.5)
         for step in range(1, steps):
-            z, value, scale, *frame = front.narrow(oracle.open(front.rows), z, value, scale, *frame)
+            z, value, scale, *kept = front.narrow(oracle.open(front.rows), z, value, scale, *frame)
             if not len(front):
                 return
+            frame = tuple(kept)
             share = square_share(self.share, step, steps)
-            trial = moves.step(z, front.x, tuple(frame), share, step, scale, rng, front.rows)
+            trial = moves.step(z, front.x, frame, share, step, scale, rng, front.rows)
             trial = trial if moves.exact else front.project(trial)
             found = oracle.values(loss, trial, front.rows)
             better = found > value
             z = torch.where(per_row(better, z).bool(), trial, z)
             value = torch.where(better, found, value)
             if moves.refines(step):
-                scale = scale * torch.where(better, 1.5, 1.5**-0.25)
+                scale = (scale * torch.where(better, 1.5, 1.5**-0.25)).clamp_min(SHORTEST)
