@@ -58,7 +58,12 @@ def search(problem: Problem, limits: Limits, stop: Never) -> Tensor:
     n = len(problem.claims.a)
     least = problem.claims.a.new_full((n,), torch.inf)
     spent = [0] * n
-    open_ = _roots(problem, limits)
+    open_ = []
+    for root in _roots(problem, limits):
+        if _splittable(problem, root):
+            open_.append(root)
+        else:
+            least[root.claim] = root.value
     while open_ and not stop():
         worst: dict[int, float] = {}
         for domain in open_:
@@ -68,7 +73,7 @@ def search(problem: Problem, limits: Limits, stop: Never) -> Tensor:
         for domain in batch:
             spent[domain.claim] += 2
         for child in _split(problem, batch, limits):
-            if child.value <= 0:
+            if not child.value > 0:
                 # a claim that has had its share, or has nothing left to split, keeps its bound
                 done = spent[child.claim] >= limits.domains or not _splittable(problem, child)
                 if done:
@@ -94,7 +99,7 @@ def _roots(problem: Problem, limits: Limits) -> list[Domain]:
         for k, row in enumerate(rows.tolist()):
             if not float(tuned.value[k]) > 0:
                 roots.append(_domain(row, float(tuned.value[k]), k, signs, tuned.slopes, signs))
-    return [root for root in roots if _splittable(problem, root)]
+    return roots
 
 
 def _domain(claim: int, value: float, k: int, signs: Signs, slopes: dict[int, Slopes], betas: Signs) -> Domain:

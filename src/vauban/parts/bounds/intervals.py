@@ -229,7 +229,7 @@ def _through_linear(graph: Graph, at: int, found: Bounds, known: Bounds | None) 
     if known is not None:
         return low, high, known.own[at], known.noise[at]
     largest = [torch.maximum(low.abs(), high.abs()) for low, high in zip(lows, highs, strict=True)]
-    once = 2 * graph.unit * (op.terms > 1 or op.offset is not None) + op.terms * (graph.sum_unit + 2 * ULP)
+    once = 2 * graph.unit * (op.terms > 0) + op.terms * (graph.sum_unit + 2 * ULP)
     own = 1.01 * once * op.size(*largest)
     return low, high, own, op.spread(*(found.noise[i] for i in node.inputs)) + own
 

@@ -259,7 +259,7 @@ def dropout(b: Builder, x: Ref, p: float = 0.5, train: bool = False) -> Ref:
     return x
 
 
-def plumb(b: Builder, x: Ref, function: Callable[[Tensor], Tensor], terms: int = 1) -> Ref:
+def plumb(b: Builder, x: Ref, function: Callable[[Tensor], Tensor], terms: int = 0) -> Ref:
     return Ref(b.add(Plumbing(function=function, terms=terms), x.at))
 
 
