@@ -20,7 +20,7 @@ from vauban.schema.cards import AttackCard, Source
 _FIT = (0.03133, 3.0660, 0.16756, 0.13404)
 """The authors' fit of how boundaries of flipped directions lie below the best one's distance, of density
 a / (s + d)^b + c at a share s below it (their published code)."""
-_SOLVE = 30
+_SOLVE = 16
 """Halvings of the median, which ask nothing of the model."""
 
 
