@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from vauban.attacks.evasion.front import Front
-from vauban.attacks.evasion.nearest import COMPARED, Nearest, box, settle
+from vauban.attacks.evasion.nearest import Nearest, box, settle
 from vauban.attacks.evasion.settings import above, at_least
 from vauban.core.attack import EvasionScene, Perturbed, Price
 from vauban.core.rng import Rng
-from vauban.parts.halfspace import cross, size
+from vauban.parts.halfspace import cross
 from vauban.parts.projections import per_row
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
+
+COMPARED = 5
+"""Classes that the first step compares at most: those of the largest scores."""
+DUAL = {"linf": 1.0, "l2": 2.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class _Fool:
         at_least("finish", self.finish, 0)
 
     def price(self, classes: int | None) -> Price:
-        """One query a step, and a gradient for each class that it compares: up to 9 at the first, `classes` from then on."""
+        """One query a step, and a gradient for each class that it compares: up to five at the first, `classes` from then on."""
         first = max(min(COMPARED, (classes or 2) - 1), self.classes)
         return Price(
             queries=self.steps + self.finish + 1, gradients=first + self.classes * (self.steps - 1) + self.finish
@@ -79,8 +83,12 @@ class _Fool:
 
     def _order(self, scene: EvasionScene, z: Tensor, grad: Tensor, gaps: Tensor) -> Tensor:
         """int64 `[m, k]`: nearest borders first; where one is crossed already, the one that is crossed furthest."""
-        norm, pairs = scene.space.name, zip(grad.unbind(1), gaps.unbind(1), strict=True)
-        far = torch.stack([size(z, slope, gap, *box(scene, z), norm) for slope, gap in pairs], 1)
+        low, high = box(scene, z)
+        # the dual norm over the features that the box lets move; what their walls cut off is left to the step itself
+        free = torch.where(grad > 0, z[:, None] < high, z[:, None] > low)
+        slope = torch.where(free, grad, 0).flatten(2).double()
+        dual = torch.linalg.vector_norm(slope, ord=DUAL[scene.space.name], dim=2)
+        far = gaps.double() / dual.clamp_min(torch.finfo(torch.float64).tiny)
         return torch.where(gaps > 0, far, gaps.double()).argsort(dim=1, stable=True)
 
     def goes_on(self, margin: Tensor, number: int) -> Tensor:
@@ -98,7 +106,7 @@ class DeepFool(_Fool):
     """Goes to the nearest border as if the model were linear, looks again from there, until a class is crossed.
 
     Source: Moosavi-Dezfooli, Fawzi and Frossard 2016 (arXiv:1511.04599, algorithm 2; other norms: section 3.3).
-    Departures: all (at most nine) classes are compared once, and only the nearest few from then on, in one forward; steps
+    Departures: the five likeliest classes are compared once, and only the nearest few from then on, in one forward; steps
     keep inside the box and spend elsewhere what it denies to some features; the last ten steps cross the linearised border
     from the nearest success, where the published attack ends at the first.
 
