@@ -51,7 +51,7 @@ def published() -> nn.Sequential:
 
 
 def pgd(model: nn.Module, x: Tensor, y: Tensor, box: tuple[float, float]) -> Tensor:
-    """PGD as everybody runs it, all steps for all rows: cross-entropy, random start, step of a fortieth of the range."""
+    """PGD as everybody runs it, all steps for all rows: cross-entropy, random start, a step of a tenth of the radius."""
     done = []
     for a, b in zip(x.split(250), y.split(250), strict=True):
         z = (a + torch.empty_like(a).uniform_(-EPS, EPS)).clamp(*box)

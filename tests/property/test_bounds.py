@@ -374,3 +374,24 @@ def test_tracing_leaves_the_module_as_it_was() -> None:
     trace(model, torch.rand(2, 3))
     assert all(part.training for part in model.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_cones_give_what_a_pass_for_every_value_gives() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 5, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3)
+    )
+    x = torch.rand(6, 1, 16, 16)
+    graph = trace(model, x)
+    for space, radius in (("linf", 0.1), ("l2", 0.5), ("l1", 2.0)):
+        area = region(x, space, radius, 0.0, 1.0)
+        with torch.no_grad():
+            found = propagate(graph, area)
+            at = before_bends(graph)[1]
+            cones = local.find(graph, at, area.x)
+            assert cones is not None
+            quick, slow = local.tighten(graph, area, found, cones), refine(graph, area, found, at, parallel=True)
+        open_ = (found.low[at] < 0) & (found.high[at] > 0)
+        assert bool(open_.any())
+        for one, two in ((quick.low, slow.low), (quick.high, slow.high)):
+            assert float((one[at] - two[at])[open_].abs().max()) < 1e-3

@@ -41,7 +41,7 @@ def test_splitting_proves_what_no_line_does() -> None:
 
 def test_a_false_claim_is_never_proved() -> None:
     false = problem([[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0]], 1.99)
-    assert float(search(false, Limits(domains=200), lambda: False)) <= 0
+    assert float(search(false, Limits(cases=200), lambda: False)) <= 0
 
 
 def test_without_time_the_bound_is_that_of_the_root() -> None:

@@ -18,16 +18,16 @@ Signs = dict[int, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """`domains` a claim, `batch` domains at once, `candidates` tried before each split, settings of the ascent."""
+    """`cases` a claim, `batch` cases at once, `candidates` tried before each split, settings of the ascent."""
 
-    domains: int = 400
+    cases: int = 400
     batch: int = 48
     candidates: int = 3
     ascent: Settings = field(default_factory=lambda: Settings(steps=12, rate=0.15, beta_rate=0.1))
 
 
 @dataclass(frozen=True, eq=False)
-class Domain:
+class Case:
     """Part of a claim's region: the signs of the bends split so far, the best bound, and where its ascent ended."""
 
     claim: int
@@ -66,31 +66,31 @@ def search(problem: Problem, limits: Limits, stop: Never) -> Tensor:
             least[root.claim] = root.value
     while open_ and not stop():
         worst: dict[int, float] = {}
-        for domain in open_:
-            worst[domain.claim] = min(worst.get(domain.claim, torch.inf), domain.value)
+        for case in open_:
+            worst[case.claim] = min(worst.get(case.claim, torch.inf), case.value)
         open_.sort(key=lambda d: (-worst[d.claim], d.claim, d.value))
         batch, open_ = open_[: limits.batch], open_[limits.batch :]
-        for domain in batch:
-            spent[domain.claim] += 2
+        for case in batch:
+            spent[case.claim] += 2
         for child in _split(problem, batch, limits):
             if not child.value > 0:
                 # a claim that has had its share, or has nothing left to split, keeps its bound
-                done = spent[child.claim] >= limits.domains or not _splittable(problem, child)
+                done = spent[child.claim] >= limits.cases or not _splittable(problem, child)
                 if done:
                     least[child.claim] = min(float(least[child.claim]), child.value)
                 else:
                     open_.append(child)
-        given_up = {i for i in range(n) if spent[i] >= limits.domains and float(least[i]) <= 0}
-        for domain in [d for d in open_ if d.claim in given_up]:
-            least[domain.claim] = min(float(least[domain.claim]), domain.value)
+        given_up = {i for i in range(n) if spent[i] >= limits.cases and float(least[i]) <= 0}
+        for case in [d for d in open_ if d.claim in given_up]:
+            least[case.claim] = min(float(least[case.claim]), case.value)
         open_ = [d for d in open_ if d.claim not in given_up]
-    for domain in open_:
-        least[domain.claim] = min(float(least[domain.claim]), domain.value)
+    for case in open_:
+        least[case.claim] = min(float(least[case.claim]), case.value)
     # all cases of the others are above 0, by amounts that are not kept
     return torch.where(least == torch.inf, torch.full_like(least, torch.finfo(least.dtype).tiny), least)
 
 
-def _roots(problem: Problem, limits: Limits) -> list[Domain]:
+def _roots(problem: Problem, limits: Limits) -> list[Case]:
     graph, roots = problem.graph, []
     for rows in torch.arange(len(problem.claims.a), device=problem.claims.a.device).split(limits.batch):
         part = problem[rows]
@@ -98,12 +98,12 @@ def _roots(problem: Problem, limits: Limits) -> list[Domain]:
         signs = {i: torch.zeros_like(part.bounds.low[graph.nodes[i].inputs[0]]) for i in graph.bends}
         for k, row in enumerate(rows.tolist()):
             if not float(tuned.value[k]) > 0:
-                roots.append(_domain(row, float(tuned.value[k]), k, signs, tuned.slopes, signs))
+                roots.append(_case(row, float(tuned.value[k]), k, signs, tuned.slopes, signs))
     return roots
 
 
-def _domain(claim: int, value: float, k: int, signs: Signs, slopes: dict[int, Slopes], betas: Signs) -> Domain:
-    return Domain(
+def _case(claim: int, value: float, k: int, signs: Signs, slopes: dict[int, Slopes], betas: Signs) -> Case:
+    return Case(
         claim,
         value,
         {i: s[k].clone() for i, s in signs.items()},
@@ -112,11 +112,11 @@ def _domain(claim: int, value: float, k: int, signs: Signs, slopes: dict[int, Sl
     )
 
 
-def _splittable(problem: Problem, domain: Domain) -> bool:
+def _splittable(problem: Problem, case: Case) -> bool:
     for i in problem.graph.bends:
         j = problem.graph.nodes[i].inputs[0]
-        low, high = problem.bounds.low[j][domain.claim], problem.bounds.high[j][domain.claim]
-        if bool(((low < 0) & (high > 0) & (domain.signs[i] == 0)).any()):
+        low, high = problem.bounds.low[j][case.claim], problem.bounds.high[j][case.claim]
+        if bool(((low < 0) & (high > 0) & (case.signs[i] == 0)).any()):
             return True
     return False
 
@@ -140,18 +140,18 @@ def narrowed(graph: Graph, area: Region, bounds: Bounds, signs: Signs) -> tuple[
     return tight, empty
 
 
-def _stack(domains: list[Domain]) -> tuple[Signs, dict[int, Slopes], Signs]:
-    first = domains[0]
-    signs = {i: torch.stack([d.signs[i] for d in domains]) for i in first.signs}
+def _stack(cases: list[Case]) -> tuple[Signs, dict[int, Slopes], Signs]:
+    first = cases[0]
+    signs = {i: torch.stack([d.signs[i] for d in cases]) for i in first.signs}
     slopes = {
-        i: (torch.stack([d.slopes[i][0] for d in domains]), torch.stack([d.slopes[i][1] for d in domains]))
+        i: (torch.stack([d.slopes[i][0] for d in cases]), torch.stack([d.slopes[i][1] for d in cases]))
         for i in first.slopes
     }
-    return signs, slopes, {i: torch.stack([d.multipliers[i] for d in domains]) for i in first.multipliers}
+    return signs, slopes, {i: torch.stack([d.multipliers[i] for d in cases]) for i in first.multipliers}
 
 
-def _split(problem: Problem, batch: list[Domain], limits: Limits) -> list[Domain]:
-    """Both halves of every domain, bounded."""
+def _split(problem: Problem, batch: list[Case], limits: Limits) -> list[Case]:
+    """Both halves of every case, bounded."""
     graph = problem.graph
     claims = torch.tensor([d.claim for d in batch], device=problem.claims.a.device)
     part = problem[claims]
@@ -171,13 +171,13 @@ def _split(problem: Problem, batch: list[Domain], limits: Limits) -> list[Domain
     parents = torch.tensor([d.value for d in batch], dtype=tuned.value.dtype, device=claims.device)[twice]
     value = torch.where(empty, torch.inf, torch.maximum(tuned.value, parents))
     return [
-        _domain(int(claims[twice[k]]), float(value[k]), k, signs, tuned.slopes, tuned.multipliers)
+        _case(int(claims[twice[k]]), float(value[k]), k, signs, tuned.slopes, tuned.multipliers)
         for k in range(len(twice))
     ]
 
 
 def _choose(part: Problem, signs: Signs, slopes: dict[int, Slopes], betas: Signs, tried: int) -> Tensor:
-    """The bend of every domain (a number among all bends laid side by side) whose split helps the worse half most.
+    """The bend of every case (a number among all bends laid side by side) whose split helps the worse half most.
 
     The candidates are those whose line is paid most for; each is tried with the slopes as they are.
     """
