@@ -117,6 +117,25 @@ def test_states_are_counted_beside_the_verdict(log: AuditLog) -> None:
         assert f"{count} {state.replace('_', ' ')}" in seen
 
 
+def test_a_doubt_stands_before_every_number(log: AuditLog) -> None:
+    for seen in (Html().render(log), Markdown().render(log), terminal.render(log)):
+        told = [" ".join(d.text.split()[:4]) for a in log.attempts for d in a.doubts if d.verdict != "pass"]
+        flat = " ".join(re.sub(r"<[^>]+>", " ", seen).split())
+        assert told
+        for text_ in told:
+            assert flat.index(text_) < flat.index("evasion.not_robust")
+    rows = view(log).warned
+    assert [w.doubt.verdict for w in rows] == sorted((w.doubt.verdict for w in rows), key=["fail", "warn"].index)
+
+
+def test_who_broke_what_is_counted(log: AuditLog) -> None:
+    rows = {b.check: b for b in view(log).breakers}
+    assert rows["evasion.apgd"].broken == 425
+    assert rows["evasion.apgd"].alone == 15
+    assert rows["evasion.pgd"].alone == 0
+    assert "Who broke what" in Page(Html().render(log)).text
+
+
 def test_before_and_after_comes_first(page: str, logs: ModuleType) -> None:
     assert (
         page.index('id="compare"')

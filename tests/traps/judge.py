@@ -16,7 +16,7 @@ from vauban.engine.case import Case, Check
 from vauban.engine.evasion import examine, run
 from vauban.engine.oracle import MeteredOracle
 from vauban.engine.preflight import preflight
-from vauban.parts.goals import Misclassify
+from vauban.parts.goals import Firmly, Misclassify
 from vauban.schema.errors import WrongUnits
 from vauban.schema.log import Attempt, Doubt
 from vauban.schema.threat import ThreatModel
@@ -79,7 +79,8 @@ def truth(model: Model, samples: int) -> float:
     kind = modality("image")
     domain = settle(target(plain.module, bounds=_bounds(data)).domain, data)
     space = kind.space("linf", domain)
-    oracle = MeteredOracle(plain, Misclassify(data.y_test), space, data.x_test, RADIUS)
+    goal = Firmly(Misclassify(data.y_test), model.lead)
+    oracle = MeteredOracle(plain, goal, space, data.x_test, RADIUS)
     oracle.begin()
     ATTACKS.load("evasion.apgd")()(EvasionScene(oracle, data.x_test, space, RADIUS, 10), Rng(0, samples))
     return float((~oracle.best.reached).double().mean())

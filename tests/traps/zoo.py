@@ -258,6 +258,8 @@ class Model:
     """Any of these names the trap."""
     data: Callable[[], Data] = pictures
     random: bool = False
+    lead: float = 0.0
+    """By how much a wrong answer must lead for the model to stand by it."""
 
 
 def twice() -> Data:
@@ -295,7 +297,7 @@ TRAPS: dict[str, Model] = {
     "rounded input": _trap(lambda: nn.Sequential(Frequencies(), hardened()).eval(), "zero_gradient"),
     "logits x 10,000": _trap(lambda: After(hardened(), lambda z: 1e4 * z), "logit_scale"),
     "softmax output": _trap(lambda: After(hardened(), lambda z: (30 * z).softmax(1)), "softmax_output"),
-    "abstain class": _trap(lambda: After(hardened(), abstaining), "abstain_class"),
+    "abstain class": _trap(lambda: After(hardened(), abstaining), "abstain_class", lead=0.25),
     "input noise": _trap(lambda: Before(noisy, hardened()), "randomness", random=True),
     "random resize": _trap(lambda: Before(resized, hardened()), "randomness", random=True),
     "dropout left on": _trap(dropping, "randomness", random=True),

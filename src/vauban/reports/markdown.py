@@ -7,7 +7,7 @@ from collections import Counter
 from typing import ClassVar
 
 from vauban.reports.text import full, key, number, outcome, signed, title
-from vauban.reports.view import STATES, headline
+from vauban.reports.view import STATES, headline, warned
 from vauban.reports.words import Translate, translator
 from vauban.schema.log import AuditLog, Comparison, Finding
 
@@ -27,11 +27,19 @@ class Markdown:
         counts = ", ".join(f"{seen[s]} {t(s.replace('_', ' '))}" for s in STATES if seen[s])
         lines = [f"## Vauban: {t(WORDS[log.verdict.state])}", "", escape(log.verdict.sentence), ""]
         lines += [f"`{code(log.target.id)}` · `{code(log.data.id)}` · {counts or t('Nothing was examined.')}", ""]
+        lines += self._warned(log)
         if log.before_after is not None:
             lines += self._compared(log.before_after)
         lines += self._findings([f for f in log.findings if f.suppressed is None])
         lines += self._coverage(log)
         return "\n".join(lines).rstrip() + "\n"
+
+    def _warned(self, log: AuditLog) -> list[str]:
+        t = self.t
+        rows = [
+            f"- **{t(w.doubt.verdict)}** {escape(w.doubt.text)} {escape(w.doubt.remedy)}".rstrip() for w in warned(log)
+        ]
+        return [f"### {t('Before you believe the numbers')}", "", *rows, ""] if rows else []
 
     def _compared(self, comparison: Comparison) -> list[str]:
         t = self.t

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vauban.reports.text import full, key, number, outcome, seconds, signed, title
-from vauban.reports.view import STATES, headline, view
+from vauban.reports.view import STATES, Warned, headline, view
 from vauban.schema.log import AuditLog, Comparison, Finding
 
 TONES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -41,6 +41,8 @@ def summary(log: AuditLog) -> RenderableType:
     parts: list[RenderableType] = [
         Panel(body, title=Text(WORDS[log.verdict.state], style=f"bold {tone}"), border_style=tone, title_align="left")
     ]
+    if seen.warned:
+        parts.append(_warned(seen.warned))
     if log.before_after is not None:
         parts.append(_compared(log.before_after))
     if seen.open:
@@ -54,6 +56,14 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for place, column in enumerate(columns):
         table.add_column(column, no_wrap=place == 0)
+    return table
+
+
+def _warned(rows: list[Warned]) -> Table:
+    table = _table("", "before you believe the numbers")
+    for row in rows:
+        tone = "red" if row.doubt.verdict == "fail" else "yellow"
+        table.add_row(Text(row.doubt.verdict, style=tone), Text(row.doubt.text))
     return table
 
 

@@ -16,6 +16,8 @@ PICTURE_BYTES = 3_000_000
 """Most base64 in all pictures of a page, so that it stays under 5 MB."""
 REMEDIES = 4
 FEW = 8
+LETTERS = 100
+"""Samples shown in the matrix of attacks and samples."""
 CHARTS = 2
 
 
@@ -64,6 +66,27 @@ class Album:
 
 
 @dataclass(frozen=True)
+class Warned:
+    """A doubt that remained, once, with the checks that raised it; none where it was found before the first attack."""
+
+    doubt: Doubt
+    checks: list[str]
+
+
+@dataclass(frozen=True)
+class Breaker:
+    """What one attack broke under a threat: a row of the matrix of attacks and samples."""
+
+    check: str
+    threat: str
+    broken: int
+    alone: int
+    """Samples that no other attack under the threat broke."""
+    letters: str
+    """One a sample, the first LETTERS of them."""
+
+
+@dataclass(frozen=True)
 class View:
     log: AuditLog
     counts: dict[State, int]
@@ -72,6 +95,9 @@ class View:
     first_steps: list[Step]
     doubts: list[tuple[int, Attempt, Doubt]]
     doubts_passed: int
+    warned: list[Warned]
+    """Every doubt that is no pass, worst first: what to know before a number is believed."""
+    breakers: list[Breaker]
     leftover: dict[int, list[Exhibit]]
     """Exhibits of attempts that no finding points to."""
     dropped: int
@@ -96,6 +122,8 @@ def view(log: AuditLog) -> View:
         first_steps=first_steps(open_),
         doubts=[row for row in doubts if row[2].verdict != "pass"],
         doubts_passed=sum(d.verdict == "pass" for _, _, d in doubts),
+        warned=warned(log),
+        breakers=breakers(log.attempts),
         leftover=leftover,
         dropped=album.dropped,
         gaps=[
@@ -105,6 +133,39 @@ def view(log: AuditLog) -> View:
         ],
         severities={s: severities[s] for s in SEVERITIES if severities[s]},
     )
+
+
+def warned(log: AuditLog) -> list[Warned]:
+    """One entry an id, with its worst verdict; failures first, then in the order of appearance."""
+    found: dict[str, Warned] = {}
+    for check, doubt in [("", d) for d in log.target.preflight] + [
+        (a.check, d) for a in log.attempts for d in a.doubts
+    ]:
+        if doubt.verdict == "pass":
+            continue
+        known = found.setdefault(doubt.id, Warned(doubt, []))
+        worse = doubt.verdict == "fail" and known.doubt.verdict != "fail"
+        checks = list(dict.fromkeys([*known.checks, *([check] if check else [])]))
+        found[doubt.id] = Warned(doubt if worse else known.doubt, checks)
+    return sorted(found.values(), key=lambda row: row.doubt.verdict != "fail")
+
+
+def breakers(attempts: Sequence[Attempt]) -> list[Breaker]:
+    """Attacks against samples, under threats that more than one attack was carried through for."""
+    groups: dict[str, list[Attempt]] = {}
+    for attempt in attempts:
+        if attempt.state == "assessed" and attempt.outcomes and attempt.threat:
+            groups.setdefault(attempt.threat, []).append(attempt)
+    rows = []
+    for threat, group in groups.items():
+        if len(group) < 2:
+            continue
+        times = [sum(letter == "b" for letter in column) for column in zip(*(a.outcomes for a in group), strict=False)]
+        for a in group:
+            hits = [i for i, letter in enumerate(a.outcomes) if letter == "b"]
+            alone = sum(i < len(times) and times[i] == 1 for i in hits)
+            rows.append(Breaker(a.check, threat, len(hits), alone, a.outcomes[:LETTERS]))
+    return rows
 
 
 def headline(comparison: Comparison) -> list[Change]:
