@@ -83,6 +83,8 @@ STEPS: dict[str, dict[str, Any]] = {
     "evasion.deep_fool": {},
     "evasion.fab": {"steps": 120},
     "evasion.fmn": {"steps": 120},
+    "evasion.pdgd": {"steps": 120},
+    "evasion.pdpgd": {"steps": 120},
     "evasion.sigma_zero": {"steps": 200},
     "evasion.super_deep_fool": {},
 }

@@ -26,6 +26,8 @@ ATTACKS: Catalogue[type[Attack]] = Catalogue(
         "evasion.nes": "vauban.attacks.evasion.nes:NES",
         "evasion.noise": "vauban.attacks.evasion.noise:Noise",
         "evasion.one_pixel": "vauban.attacks.evasion.one_pixel:OnePixel",
+        "evasion.pdgd": "vauban.attacks.evasion.primal_dual:PDGD",
+        "evasion.pdpgd": "vauban.attacks.evasion.primal_dual:PDPGD",
         "evasion.pgd": "vauban.attacks.evasion.pgd:PGD",
         "evasion.rays": "vauban.attacks.evasion.rays:RayS",
         "evasion.sigma_zero": "vauban.attacks.evasion.sigma_zero:SigmaZero",
