@@ -79,8 +79,11 @@ def attack(made: Any, target: Linear, goal: Any, space: Any, x: Tensor, radius: 
 
 
 STEPS: dict[str, dict[str, Any]] = {
+    "evasion.alma": {"steps": 120},
+    "evasion.carlini_wagner": {"steps": 200},
     "evasion.ddn": {"steps": 120},
     "evasion.deep_fool": {},
+    "evasion.ead": {"steps": 200},
     "evasion.fab": {"steps": 120},
     "evasion.fmn": {"steps": 120},
     "evasion.pdgd": {"steps": 120},

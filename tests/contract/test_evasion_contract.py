@@ -24,12 +24,15 @@ from vauban.targets.torch import TorchTarget
 
 SMALL: dict[str, dict[str, Any]] = {
     "evasion.adba": {"queries": 120, "starts": 8},
+    "evasion.alma": {"steps": 8},
     "evasion.apgd": {"steps": 8},
     "evasion.apgd_targeted": {"steps": 6, "targets": 3},
     "evasion.boundary": {"queries": 150, "starts": 10},
+    "evasion.carlini_wagner": {"steps": 12, "rounds": 2},
     "evasion.cascade": {"tier": "screen"},
     "evasion.ddn": {"steps": 8},
     "evasion.deep_fool": {"steps": 6, "finish": 3},
+    "evasion.ead": {"steps": 12, "rounds": 2},
     "evasion.fab": {"steps": 8},
     "evasion.feature": {"steps": 8, "donors": 3},
     "evasion.fgsm": {},
@@ -57,9 +60,12 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 NEAREST: dict[str, dict[str, Any]] = {
     "evasion.adba": {"queries": 400, "starts": 60},
+    "evasion.alma": {"steps": 100},
     "evasion.boundary": {"queries": 400, "starts": 60},
+    "evasion.carlini_wagner": {"steps": 200},
     "evasion.ddn": {"steps": 100},
     "evasion.deep_fool": {"steps": 30},
+    "evasion.ead": {"steps": 200},
     "evasion.fab": {"steps": 100},
     "evasion.fmn": {"steps": 100},
     "evasion.geoda": {"queries": 400, "starts": 60},
@@ -74,8 +80,11 @@ NEAREST: dict[str, dict[str, Any]] = {
 }
 """Look for the nearest success where there is no radius."""
 STEADY = (
+    "evasion.alma",
+    "evasion.carlini_wagner",
     "evasion.ddn",
     "evasion.deep_fool",
+    "evasion.ead",
     "evasion.fab",
     "evasion.fgsm",
     "evasion.fmn",

@@ -29,7 +29,7 @@ class FMN(Minimal):
     Departures: the run is made towards each of the nearest classes in turn, by where a linear model would give in, with
     a share of the steps for each, because the class with the largest score need not be the nearest; steps are measured by
     how far the border seems to be at the clean input, not by the box, so that inputs may have any units; projections
-    are onto ball and box together; until the first success the radius is larger by gamma; the last ten steps cross the linearised border. `targets=1` is the published attack but
+    are onto ball and box together; until the first success the radius grows by gamma at least; the last ten steps cross the linearised border. `targets=1` is the published attack but
     for units and last steps.
 
     Args:
@@ -106,8 +106,9 @@ def _measured(order: float) -> Any:
         """To where a linear model would give in, until there was a success; from then on by a share."""
         dual = torch.linalg.vector_norm(look.grad.flatten(1).double(), ord=order, dim=1)
         seen = reach + look.value.abs().double() / dual.clamp_min(torch.finfo(torch.float64).tiny)
-        # a little further, for a model that is linear would only ever be taken to the border, not across
-        more = torch.where(own.isfinite(), radius, seen) * (1 + gamma)
+        # a little further every time, for a model that is linear would only ever be taken to the border, not across
+        waiting = torch.where(radius.isfinite(), torch.maximum(radius, seen), seen)
+        more = torch.where(own.isfinite(), radius, waiting) * (1 + gamma)
         return torch.where(hit, torch.minimum(radius * (1 - gamma), own), more)
 
     return radius
