@@ -50,6 +50,7 @@ def through_oracle(
     eps: float,
     seed: int,
     leave: bool = True,
+    donors: Tensor | None = None,
     **settings: Any,
 ) -> Result:
     target = TorchTarget(module=model, domain=DOMAIN)
@@ -58,7 +59,7 @@ def through_oracle(
     oracle = kind(target, Misclassify(y), space, x, eps, nearest=eps == float("inf"))
     oracle.begin()
     attack = configure(ATTACKS.load(id), settings)
-    attack(EvasionScene(oracle, x, space, eps, 10), Rng(seed, len(x)))
+    attack(EvasionScene(oracle, x, space, eps, 10, donors), Rng(seed, len(x)))
     return Result(oracle.best.x, oracle.spent)
 
 

@@ -51,6 +51,12 @@ class Grid:
         across = _stretch(self.width, corner[1], sides[1])
         return (down[:, :, None] & across[:, None, :])[:, None]
 
+    def cells(self, sides: tuple[int, int], corner: tuple[Tensor, Tensor]) -> Tensor:
+        """Places inside the window, numbered row by row over the grid, int64 `[m, cells]`."""
+        down = torch.arange(sides[0], device=corner[0].device)[:, None] * self.width
+        inside = (down + torch.arange(sides[1], device=corner[0].device)).flatten()
+        return (corner[0] * self.width + corner[1])[:, None] + inside
+
     def placed(self, pattern: Tensor, corner: tuple[Tensor, Tensor]) -> Tensor:
         """`pattern` `[m, sides]` laid at each row's corner on an empty grid, `[m, 1, height, width]`."""
         m, high, wide = pattern.shape

@@ -15,7 +15,6 @@ from vauban.core.attack import EvasionScene, Perturbed, Price
 from vauban.core.oracle import Loss
 from vauban.core.rng import Rng
 from vauban.parts.losses import LOSSES
-from vauban.parts.projections import per_row
 from vauban.parts.schedules import square_share
 from vauban.parts.search import Grid
 from vauban.schema.access import Access
@@ -119,7 +118,7 @@ class Square:
             trial = trial if moves.exact else front.project(trial)
             found = oracle.values(loss, trial, front.rows)
             better = found > value
-            z = torch.where(per_row(better, z).bool(), trial, z)
-            value = torch.where(better, found, value)
+            hit = better.nonzero().flatten()
+            z[hit], value[hit] = trial[hit], found[hit]
             if moves.refines(step):
                 scale = (scale * torch.where(better, 1.5, 1.5**-0.25)).clamp_min(SHORTEST)

@@ -29,6 +29,11 @@ class Moves(ABC):
     borrow: float = 0.0
     """Share of the proposals that try it."""
 
+    @property
+    def pool(self) -> int:
+        """How many donors there are."""
+        return 0 if self.donors is None else len(self.donors)
+
     exact: ClassVar[bool] = False
     """True where proposals are admissible as they are; otherwise they have to be projected."""
 
@@ -71,28 +76,35 @@ class LinfMoves(Moves):
         # one draw for all that a row needs: top, left, whether to borrow, from whom, and a sign a channel
         draws = rng.uniform(rows, (4 + grid.channels,))
         high, wide = grid.height - sides[0] + 1, grid.width - sides[1] + 1
-        mask = grid.mask(sides, (_floor(draws[:, 0], high), _floor(draws[:, 1], wide)))
-        up = (draws[:, 4:] < 0.5)[:, :, None, None]
-        at, (low, top) = grid.view(z), frame
+        # windows are small most of the time: only what is in them is looked at
+        cells = grid.cells(sides, (_floor(draws[:, 0], high), _floor(draws[:, 1], wide)))
+        spot = cells[:, None, :].expand(-1, grid.channels, -1)
+        now, low, top = (_flat(part).gather(2, spot) for part in (grid.view(z), *frame))
+        up = (draws[:, 4:] < 0.5)[:, :, None]
         fill = torch.where(up, top, low)
-        lent = draws[:, 2] < (self.borrow if self.donors is not None and len(self.donors) else 0.0)
-        self._lend(fill, at, grid.view(x), frame, lent.nonzero().flatten(), draws[:, 3])
-        trial = torch.where(mask, fill, at)
-        idle = (trial == at).flatten(1).all(1).nonzero().flatten()
+        lent = draws[:, 2] < (self.borrow if self.pool else 0.0)
+        some = lent.nonzero().flatten()
+        if len(some):
+            clean = _flat(grid.view(x)).gather(2, spot)[some]
+            gap = self._lent(_floor(draws[some, 3], self.pool), cells[some], clean) - clean
+            there = torch.where(gap < -self.radius / 8, low[some], now[some])
+            fill[some] = torch.where(gap > self.radius / 8, top[some], there)
+        idle = (fill == now).flatten(1).all(1).nonzero().flatten()
         if len(idle):  # a query would teach nothing
-            up = up[idle] ^ ~lent[idle, None, None, None]
-            trial[idle] = _turned(mask[idle], up, at[idle], low[idle], top[idle])
-        return trial.view_as(z)
+            fill[idle] = _turned(up[idle] ^ ~lent[idle, None, None], now[idle], low[idle], top[idle])
+        return _flat(grid.view(z)).scatter(2, spot, fill).view_as(z)
 
-    def _lend(self, fill: Tensor, at: Tensor, x: Tensor, frame: Frame, some: Tensor, draw: Tensor) -> None:
-        """Write into the rows `some` of `fill` the way to a donor, and what is there where the donor is alike."""
-        if self.donors is None or not len(some):
-            return
-        who = _floor(draw[some], len(self.donors)).to(self.donors.device)
-        gap = self.grid.view(self.donors[who].to(x)) - x[some]
-        alike, (low, top) = self.radius / 8, frame
-        there = torch.where(gap < -alike, low[some], at[some])
-        fill[some] = torch.where(gap > alike, top[some], there)
+    def _lent(self, who: Tensor, cells: Tensor, like: Tensor) -> Tensor:
+        """What donors number `who` `[m]` have at the places `cells` `[m, k]`, `[m, channels, k]`."""
+        assert self.donors is not None, "asked only where there are donors"
+        pool = _flat(self.grid.view(self.donors))
+        channels = torch.arange(self.grid.channels, device=pool.device)[None, :, None]
+        return pool[who.to(pool.device)[:, None, None], channels, cells.to(pool.device)[:, None, :]].to(like)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """`[m, channels, height, width]` as `[m, channels, places]`."""
+    return x.flatten(2)
 
 
 def _floor(draw: Tensor, high: int) -> Tensor:
@@ -100,11 +112,11 @@ def _floor(draw: Tensor, high: int) -> Tensor:
     return (draw.double() * high).to(torch.int64)
 
 
-def _turned(mask: Tensor, up: Tensor, at: Tensor, low: Tensor, top: Tensor) -> Tensor:
+def _turned(up: Tensor, now: Tensor, low: Tensor, top: Tensor) -> Tensor:
     """Windows moved `up`, or the other way where that changes nothing."""
-    trial = torch.where(mask, torch.where(up, top, low), at)
-    idle = (trial == at).flatten(1).all(1)[:, None, None, None]
-    return torch.where(mask & idle, torch.where(up, low, top), trial)
+    fill = torch.where(up, top, low)
+    idle = (fill == now).flatten(1).all(1)[:, None, None]
+    return torch.where(idle, torch.where(up, low, top), fill)
 
 
 class L2Moves(Moves):

@@ -1,0 +1,255 @@
+"""Attacks that see scores alone beside their peers: queries at equal success, and what a query costs.
+
+    python bench/score_based.py [--only square robust,square natural,all robust,time] [--seeds 3] [--images 250]
+        [--queries 1000] [--threads 2] [--peers torchattacks,art]
+
+The two MNIST models, in Linf. `square` counts, for each image, the queries until its first success: every input that
+goes through a peer's model is told apart by its nearest clean image, and counts, whatever the peer calls a query; ours
+are metered by the oracle, and one for the clean input is counted for everybody. An image counts as broken only if
+`common.broken` (float64 norm, box, fresh forward) confirms the result. Ours runs twice: with other (training) images to
+borrow content from, as in an audit, and without, which is what the peers know. `all` shows our other score-based
+attacks on the same images. `time` compares the seconds a query with those of a bare forward in batches of all images,
+with no row leaving early. Writes results/score_based.json and prints tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import common
+import models
+import ours
+import peers
+import torch
+from torch import Tensor, nn
+
+warnings.filterwarnings("ignore")
+EPS = {"robust": models.EPS, "natural": 0.15}
+MARKS = (10, 30, 100, 300, 1000)
+LEVELS = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the best peer's successes at which queries are compared."""
+DONORS = 1000
+OTHERS = ("simba", "simba_dct", "nes", "spsa", "zoo", "gen_attack", "sign_hunter")
+SETTINGS: dict[str, dict[str, Any]] = {"simba_dct": {"basis": "dct"}}
+
+
+class Watching(nn.Module):
+    """The model, noting for each clean image after how many inputs the first was broken that lies within eps of it."""
+
+    def __init__(self, model: nn.Module, x: Tensor, y: Tensor, eps: float) -> None:
+        super().__init__()
+        self.model, self.x, self.y, self.eps = model, x, y, eps
+        # the pixels that tell images apart best: two images are never within eps of one input in all of them
+        self.pixels = x.flatten(1).var(0).topk(96).indices
+        self.known = x.flatten(1)[:, self.pixels]
+        self.asked = torch.zeros(len(x), dtype=torch.int64)
+        self.first = torch.full((len(x),), torch.inf)
+        self.rows = 0
+
+    def forward(self, z: Tensor) -> Tensor:
+        z = z.float()
+        self.rows += len(z)
+        answer = self.model(z)
+        apart = torch.cdist(z.detach().flatten(1)[:, self.pixels], self.known, p=torch.inf)
+        near, who = apart.min(1)
+        assert float(near.max()) <= self.eps + 1e-4, "an input that belongs to no image"
+        self.asked += torch.bincount(who, minlength=len(self.x))
+        hit = who[answer.argmax(1) != self.y[who]]
+        self.first[hit] = torch.minimum(self.first[hit], self.asked[hit].float())
+        return answer
+
+
+def watched(attack: peers.Attack, model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:
+    """Queries until each image's first success that the final result confirms; inf where there is none."""
+    seen = Watching(model, x, y, eps).eval()
+    torch.manual_seed(seed)
+    found = attack(seen, x, y, eps, seed)
+    confirmed, _ = common.broken(model, x, y, found, "linf", eps)
+    return torch.where(confirmed, seen.first, torch.inf)
+
+
+def metered(
+    id: str,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    eps: float,
+    seed: int,
+    queries: int,
+    donors: Tensor | None,
+    **how: Any,
+) -> Tensor:
+    result = ours.through_oracle(
+        f"evasion.{id}", model, x, y, "linf", eps, seed, donors=donors, queries=queries, **how
+    )  # fmt: skip
+    confirmed, _ = common.broken(model, x, y, result.x, "linf", eps)
+    return torch.where(confirmed, result.spent.queries.float(), torch.inf)
+
+
+def right(name: str, images: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """The model, and the first images that it gets right."""
+    model = models.MODELS[name]()
+    x, y = (part[: 2 * images] for part in models.mnist("test"))
+    with torch.no_grad():
+        fine = torch.cat([model(a).argmax(1) for a in x.split(250)]) == y
+    return model, x[fine][:images], y[fine][:images]
+
+
+def curve(first: Tensor, queries: int) -> dict[str, Any]:
+    return {
+        "broken": int(first.isfinite().sum()),
+        "mean_queries": round(float(first.clamp_max(queries).mean()), 1),
+        **{f"at_{mark}": int((first <= mark).sum()) for mark in MARKS if mark <= queries},
+    }
+
+
+def needed(first: Tensor, count: int) -> float:
+    """Queries a row until so many images are broken; inf where they never are."""
+    return float(first.sort().values[count - 1]) if count else 0.0
+
+
+def contenders(model: nn.Module, x: Tensor, y: Tensor, eps: float, given: Any) -> dict[str, Callable[[int], Tensor]]:
+    donors = models.mnist("train")[0][:DONORS]
+    theirs = {name: a for name, a in peers.square(given.queries).items() if name in given.peers.split(",")}
+    return {
+        "vauban": lambda seed: metered("square", model, x, y, eps, seed, given.queries, donors),
+        "vauban, no donors": lambda seed: metered("square", model, x, y, eps, seed, given.queries, None),
+        **{
+            name: lambda seed, attack=attack: watched(attack, common.freeze_trace(model), x, y, eps, seed)
+            for name, attack in theirs.items()
+        },
+    }
+
+
+def square(name: str, given: Any) -> list[dict[str, Any]]:
+    eps = EPS[name]
+    model, x, y = right(name, given.images)
+    tries = contenders(model, x, y, eps, given)
+    found: dict[str, list[Tensor]] = {contender: [] for contender in tries}
+    for seed in range(given.seeds):
+        for contender in list(tries) if seed % 2 == 0 else list(tries)[::-1]:
+            found[contender].append(tries[contender](seed))
+    rows = []
+    for contender, firsts in found.items():
+        curves = [curve(first, given.queries) for first in firsts]
+        row: dict[str, Any] = {"model": name, "eps": eps, "contender": contender, "images": len(x)}
+        row |= {key: statistics.median(c[key] for c in curves) for key in curves[0]}
+        row["by_seed"] = curves
+        for peer in given.peers.split(","):
+            row[f"of_{peer}"] = {
+                str(level): statistics.median(
+                    _ratio(mine, theirs, level) for mine, theirs in zip(firsts, found[peer], strict=True)
+                )
+                for level in LEVELS
+            }
+        rows.append(row)
+    return rows
+
+
+def _ratio(mine: Tensor, theirs: Tensor, level: float) -> float:
+    count = round(level * int(theirs.isfinite().sum()))
+    return round(needed(mine, count) / max(needed(theirs, count), 1.0), 3)
+
+
+def others(name: str, given: Any) -> list[dict[str, Any]]:
+    """Our other attacks, one seed, on the same images."""
+    eps = EPS[name]
+    model, x, y = right(name, given.images)
+    rows = []
+    for other in OTHERS:
+        how = SETTINGS.get(other, {})
+        first = metered(other.removesuffix("_dct"), model, x, y, eps, 0, given.queries, None, **how)
+        rows.append({"model": name, "eps": eps, "contender": other, "images": len(x)} | curve(first, given.queries))
+    return rows
+
+
+def timed(name: str, given: Any) -> list[dict[str, Any]]:
+    """Seconds a query over those of a bare forward; everybody on the same images, all of which stay to the end."""
+    eps, queries = EPS[name], 50
+    model, x, y = right(name, given.images)
+    donors = models.mnist("train")[0][:DONORS]
+    counted: dict[str, float] = {"bare forwards": float(queries * len(x))}
+
+    def mine(lent: Tensor | None, who: str) -> common.Contender:
+        def run(seed: int) -> None:
+            result = ours.through_oracle(
+                "evasion.square", model, x, y, "linf", eps, seed, leave=False, donors=lent, queries=queries
+            )
+            counted[who] = float(result.spent.queries.sum())
+
+        return run
+
+    def theirs(attack: peers.Attack, who: str) -> common.Contender:
+        def run(seed: int) -> None:
+            seen = Counting(common.freeze_trace(model)).eval()
+            attack(seen, x, y, eps, seed)
+            counted[who] = float(seen.rows)
+
+        return run
+
+    tries: dict[str, common.Contender] = {
+        "bare forwards": lambda seed: peers.bare_forwards(model, x, queries),
+        "vauban": mine(donors, "vauban"),
+        "vauban, no donors": mine(None, "vauban, no donors"),
+        **{n: theirs(a, n) for n, a in peers.square(queries).items() if n in given.peers.split(",")},
+    }
+    runs = common.race(tries, max(5, given.seeds))
+    floor = runs["bare forwards"]
+    scale = {who: counted["bare forwards"] / count for who, count in counted.items()}
+    return [
+        {
+            "model": name, "contender": who, "images": len(x), "queries": queries, "error": r.error,
+            "seconds": common.median(r.wall),
+            "per_query": common.ratio([t * scale[who] for t in r.wall], floor.wall),
+            "per_query_cpu": common.ratio([t * scale[who] for t in r.cpu], floor.cpu),
+        }
+        for who, r in runs.items()
+    ]  # fmt: skip
+
+
+class Counting(nn.Module):
+    """The model, counting its inputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.rows = model, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.rows += len(x)
+        return self.model(x.float())
+
+
+PARTS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str]] = {
+    "square robust": (square, "robust"),
+    "square natural": (square, "natural"),
+    "all robust": (others, "robust"),
+    "time": (timed, "robust"),
+}
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--only", default=",".join(PARTS), help="parts, comma-separated")
+    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--images", type=int, default=250)
+    options.add_argument("--queries", type=int, default=1000)
+    options.add_argument("--threads", type=int, default=2)
+    options.add_argument("--peers", default="torchattacks,art")
+    given = options.parse_args()
+    torch.set_num_threads(given.threads)
+    for part in given.only.split(","):
+        run, model = PARTS[part]
+        started = time.perf_counter()
+        rows = run(model, given)
+        print(f"\n{part}  ({time.perf_counter() - started:.0f} s)")
+        print(common.table(rows, [key for key in rows[0] if key not in ("by_seed", "images", "error")]))
+        common.update("score_based", part, rows)
+
+
+if __name__ == "__main__":
+    main()
