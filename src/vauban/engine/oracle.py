@@ -95,7 +95,7 @@ class MeteredOracle:
         """Look at the clean inputs and close the rows that already reach the goal; `[n]` margins. One query a row."""
         rows = torch.arange(len(self._x), device=self._x.device)
         if Access.SCORES in self._granted:
-            margin = self.margins(self._x, rows)
+            margin = self._scored(self.goal.margin, self._x, rows, firmly=False)
         else:
             margin = self._from_labels(self._x, rows, firmly=False)
         self.best.distance[rows] = torch.where(margin > 0, 0.0, torch.inf).to(torch.float64)
@@ -140,7 +140,8 @@ class MeteredOracle:
         def look(leaf: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
             out = self._target.forward(leaf)
             value = loss(out, part)
-            return value, value if loss == self.goal.margin else self.goal.margin(out, part)
+            margin = value if loss == self.goal.margin else self.goal.margin(out, part)
+            return value, self._past_rounding(out, margin)
 
         return self._differentiate(look, x, rows)
 
@@ -163,7 +164,8 @@ class MeteredOracle:
                 for column in range(many):
                     slope = _slope(gaps[:, column], leaf, again=column + 1 < many)
                     grad[cut, column] = 0 if slope is None else slope[:count]
-                margins.append(self.goal.margin(out, filled(rows[cut], self._grain)).detach()[:count])
+                margin = self._past_rounding(out, self.goal.margin(out, filled(rows[cut], self._grain)))
+                margins.append(margin.detach()[:count])
             scores.append(z.detach()[:count])
         margin = torch.cat(margins).to(self.best.margin.dtype)
         self._charge(rows, queries=1, gradients=many)
@@ -228,10 +230,11 @@ class MeteredOracle:
         self._charge(rows, queries=1)
         return out
 
-    def _scored(self, loss: Loss, x: Tensor, rows: Tensor) -> Tensor:
+    def _scored(self, loss: Loss, x: Tensor, rows: Tensor, firmly: bool = True) -> Tensor:
         self._need(Access.SCORES)
         out = self._forward(x, rows)
-        margin = self.goal.margin(out, rows).to(self.best.margin.dtype)
+        margin = self.goal.margin(out, rows)
+        margin = (self._past_rounding(out, margin) if firmly else margin).to(self.best.margin.dtype)
         self._note(x, rows, margin)
         return margin if loss == self.goal.margin else loss(out, rows)
 
@@ -252,6 +255,12 @@ class MeteredOracle:
             return margin
         scale = out.values.reshape(len(out.values), -1).abs().amax(1)
         return torch.where(self.goal.margin(out, rows) > FIRM * scale, margin, -torch.inf)
+
+    def _past_rounding(self, out: Outputs, margin: Tensor) -> Tensor:
+        """In a search for the nearest, the margin lessened by what rounding may undo, for the attack to see it, too."""
+        if not self.nearest or out.kind == "labels":
+            return margin
+        return margin - FIRM * out.values.detach().reshape(len(out.values), -1).abs().amax(1)
 
     def _visible(self, out: Outputs) -> Outputs:
         """Without LOGITS an attacker sees probabilities."""
