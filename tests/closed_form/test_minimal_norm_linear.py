@@ -203,3 +203,24 @@ def test_the_fewest_features_are_found(id: str, classes: int) -> None:
 
 def _one(classes: int, which: int) -> Tensor:
     return torch.nn.functional.one_hot(torch.tensor(which), classes).float()
+
+
+@pytest.mark.parametrize(
+    ("id", "settings"), [("evasion.sparse_pgd", {"steps": 150}), ("evasion.sparse_rs", {"queries": 3000})]
+)
+def test_so_many_features_as_are_needed_are_enough_and_fewer_are_not(id: str, settings: dict[str, Any]) -> None:
+    g = torch.Generator().manual_seed(2)
+    target = Linear(torch.randn(2, 40, generator=g), torch.zeros(2))
+    x = torch.rand(8, 40, generator=g)
+    y = target.forward(x).labels
+    slope = target.w[1 - y] - target.w[y]
+    gains = (slope.abs() * torch.where(slope > 0, 1 - x, x)).sort(dim=1, descending=True).values.cumsum(1)
+    fewest = (gains <= -_gap(target, x, y)[:, None]).sum(1) + 1
+    assert int(fewest.max()) > 2
+    for count in fewest.unique().tolist():
+        rows = fewest == count
+        for less, wanted in ((1, False), (0, True)):
+            space = SPACES["l0"](0.0, 1.0)
+            made = ATTACKS.load(id)(**settings)
+            oracle = attack(made, target, Misclassify(y[rows]), space, x[rows], float(count - less))
+            assert oracle.best.reached.tolist() == [wanted] * int(rows.sum()), (count, less)

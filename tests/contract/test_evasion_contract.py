@@ -51,6 +51,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.sign_hunter": {"queries": 40},
     "evasion.sign_opt": {"queries": 200, "probes": 10, "starts": 10},
     "evasion.simba": {"queries": 60},
+    "evasion.sparse_pgd": {"steps": 8},
+    "evasion.sparse_rs": {"queries": 40},
     "evasion.spsa": {"queries": 130, "pairs": 5},
     "evasion.square": {"queries": 40},
     "evasion.super_deep_fool": {"steps": 6, "finish": 3},

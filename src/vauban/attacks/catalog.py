@@ -37,6 +37,8 @@ ATTACKS: Catalogue[type[Attack]] = Catalogue(
         "evasion.sign_hunter": "vauban.attacks.evasion.sign_hunter:SignHunter",
         "evasion.sign_opt": "vauban.attacks.evasion.sign_opt:SignOPT",
         "evasion.simba": "vauban.attacks.evasion.simba:SimBA",
+        "evasion.sparse_pgd": "vauban.attacks.evasion.sparse_pgd:SparsePGD",
+        "evasion.sparse_rs": "vauban.attacks.evasion.sparse_rs:SparseRS",
         "evasion.spsa": "vauban.attacks.evasion.spsa:SPSA",
         "evasion.square": "vauban.attacks.evasion.square:Square",
         "evasion.super_deep_fool": "vauban.attacks.evasion.deep_fool:SuperDeepFool",

@@ -242,7 +242,7 @@ class L0(LpBall):
                 origin, near = x[over], clipped[over]
                 # the squared distance that leaving a feature unchanged would add
                 gain = (near.double() - origin.double()) * (2 * z[over].double() - origin.double() - near.double())
-                kept = _largest(gain.flatten(1), count[over]).view_as(near)
+                kept = largest(gain.flatten(1), count[over]).view_as(near)
                 clipped[over] = torch.where(kept, near, origin)
             return clipped
 
@@ -251,11 +251,11 @@ class L0(LpBall):
     def steepest(self, g: Tensor, x: Tensor, radius: Radius) -> Tensor:
         reach = self._reach(g, x)
         gain = g.flatten(1).abs().double() * reach
-        kept = _largest(gain, self._count(x, radius)) & (gain > 0)
+        kept = largest(gain, self._count(x, radius)) & (gain > 0)
         return torch.where(kept, g.flatten(1).sign() * reach, 0).to(g).view_as(g)
 
     def sample(self, x: Tensor, radius: Radius, rng: Rng, rows: Tensor) -> Tensor:
-        picked = _largest(rng.uniform(rows, (x.shape[1:].numel(),)).to(x.device), self._count(x, radius)).view_as(x)
+        picked = largest(rng.uniform(rows, (x.shape[1:].numel(),)).to(x.device), self._count(x, radius)).view_as(x)
         far = x.flatten(1).abs().amax(1, keepdim=True).clamp_min(1).view(-1, *(1,) * (x.dim() - 1))
         low, high = (
             torch.where(side.isfinite(), side, x + far * way) for side, way in zip(self.box(x), (-1, 1), strict=True)
@@ -274,7 +274,7 @@ class L0(LpBall):
         return torch.where(room.isfinite(), room, x.flatten(1).abs().amax(1, keepdim=True).clamp_min(1))
 
 
-def _largest(values: Tensor, count: Tensor) -> Tensor:
+def largest(values: Tensor, count: Tensor) -> Tensor:
     """bool `[n, d]`: the `count` `[n]` largest of each row, the first of equals."""
     order = values.argsort(dim=1, descending=True, stable=True)
     chosen = torch.arange(values.shape[1], device=values.device) < count[:, None]
