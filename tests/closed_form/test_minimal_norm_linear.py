@@ -80,6 +80,7 @@ def attack(made: Any, target: Linear, goal: Any, space: Any, x: Tensor, radius: 
 
 STEPS: dict[str, dict[str, Any]] = {
     "evasion.alma": {"steps": 120},
+    "evasion.brendel_bethge": {"steps": 150, "starts": 40},
     "evasion.carlini_wagner": {"steps": 200},
     "evasion.ddn": {"steps": 120},
     "evasion.deep_fool": {},

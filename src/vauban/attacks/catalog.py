@@ -14,6 +14,7 @@ ATTACKS: Catalogue[type[Attack]] = Catalogue(
         "evasion.apgd": "vauban.attacks.evasion.apgd:APGD",
         "evasion.apgd_targeted": "vauban.attacks.evasion.apgd_targeted:TargetedAPGD",
         "evasion.boundary": "vauban.attacks.evasion.boundary:Boundary",
+        "evasion.brendel_bethge": "vauban.attacks.evasion.brendel_bethge:BrendelBethge",
         "evasion.carlini_wagner": "vauban.attacks.evasion.carlini_wagner:CarliniWagner",
         "evasion.cascade": "vauban.attacks.evasion.cascade:Cascade",
         "evasion.ddn": "vauban.attacks.evasion.ddn:DDN",

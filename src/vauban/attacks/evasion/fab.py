@@ -78,9 +78,9 @@ class FAB(Minimal):
         for _ in range(steps):
             look = scene.oracle.value_and_grad(loss, z, front.rows)
             found.see(z, front.rows, look.margin)
-            here = _onto(z, look.grad, -look.value.double(), scene)
+            here = onto(z, look.grad, -look.value.double(), scene)
             along = (look.grad.double() * (front.x - z).double()).flatten(1).sum(1)
-            origin = _onto(front.x, look.grad, -look.value.double() - along, scene)
+            origin = onto(front.x, look.grad, -look.value.double() - along, scene)
             near, far = (scene.space.distance(a, b) for a, b in ((here, z), (origin, front.x)))
             pull = (near / (near + far).clamp_min(1e-12)).clamp_max(self.pull)
             tried = (1 - per_row(pull, z)) * (z + self.overshoot * (here - z))
@@ -93,7 +93,7 @@ class FAB(Minimal):
                 return
 
 
-def _onto(z: Tensor, slope: Tensor, gap: Tensor, scene: EvasionScene) -> Tensor:
+def onto(z: Tensor, slope: Tensor, gap: Tensor, scene: EvasionScene) -> Tensor:
     """The point nearest to `z` at which a linear model has grown by `gap` `[m]`, or fallen where that is negative."""
     side = torch.where(gap < 0, -1.0, 1.0)
     return cross(z, slope * per_row(side, z), gap.abs(), *box(scene, z), scene.space.name)
