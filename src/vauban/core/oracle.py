@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vauban.core.goal import Goal
 from vauban.core.target import Outputs
+from vauban.schema.access import Access
 
 Loss = Callable[[Outputs, Tensor], Tensor]
 """(outputs, rows) -> [m]; attacks maximise it."""
@@ -83,6 +84,8 @@ class Oracle(Protocol):
     goal: Goal
     spent: Spent
     best: Best
+    grants: Access
+    """What may be asked: the rest is refused."""
     nearest: bool
     """True: look for the nearest success and use the whole budget; False: any success within the radius decides."""
 

@@ -29,7 +29,7 @@ FIRM = 1e-5
 
 def slack(radius: float, x: Tensor) -> float:
     """How far a float32 point may lie outside its radius: rounding of the coordinates, never more."""
-    return 1e-6 * radius + 4e-7 * float(x.abs().max())
+    return 1e-6 * radius + 4e-7 * (float(x.abs().max()) if x.numel() else 0.0)
 
 
 class MeteredOracle:
@@ -72,7 +72,7 @@ class MeteredOracle:
     ) -> None:
         self.goal, self.nearest = goal, nearest
         self._target, self._space, self._x, self._radius = target, space, x, radius
-        self._granted = access & target.offers
+        self.grants = access & target.offers
         self._budget = budget or Budget()
         self._size = micro_batch or _size(target, x)
         self._grain = grain(target)
@@ -94,7 +94,7 @@ class MeteredOracle:
     def begin(self) -> Tensor:
         """Look at the clean inputs and close the rows that already reach the goal; `[n]` margins. One query a row."""
         rows = torch.arange(len(self._x), device=self._x.device)
-        if Access.SCORES in self._granted:
+        if Access.SCORES in self.grants:
             margin = self._scored(self.goal.margin, self._x, rows, firmly=False)
         else:
             margin = self._from_labels(self._x, rows, firmly=False)
@@ -264,7 +264,7 @@ class MeteredOracle:
 
     def _visible(self, out: Outputs) -> Outputs:
         """Without LOGITS an attacker sees probabilities."""
-        if out.kind == "logits" and Access.LOGITS not in self._granted:
+        if out.kind == "logits" and Access.LOGITS not in self.grants:
             return Outputs(F.softmax(out.values, 1), "probabilities")
         return out
 
@@ -308,7 +308,7 @@ class MeteredOracle:
     # Metering -------------------------------------------------------------------------------------------------------
 
     def _need(self, access: Access) -> None:
-        missing = access & ~self._granted
+        missing = access & ~self.grants
         if missing:
             raise NotOffered(
                 f"This attack asked for {', '.join(missing.words())}, which the threat model does not grant or the "

@@ -1,8 +1,10 @@
-"""What can be proved about a target: the seam between `parts.bounds` and the oracle."""
+"""What can be proved about a target: the seam between the proofs of `parts` and the oracle."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +13,17 @@ from torch.nn import functional as F
 from vauban.core.goal import Goal
 from vauban.core.space import Continuous
 from vauban.core.target import Outputs, Target, TorchBacked
-from vauban.engine.oracle import slack
+from vauban.engine.oracle import Prover, slack
 from vauban.parts.bounds import Graph, Unprovable, prove, trace
+from vauban.parts.exact.base import ExactModel, certify
 from vauban.parts.losses import as_logits
+from vauban.targets.proofs import exact_model
 
+MOST_OPEN = 4000
+"""Activations that intervals may leave open in a row that is still worth linear bounds: nets trained to be provable have
+hundreds to a few thousand, others tens of thousands."""
+PATIENCE = 60.0
+"""Seconds for proofs about trees and neighbours where the audit has no time limit."""
 PROVABLE = ("linf", "l2", "l1")
 
 
@@ -36,27 +45,48 @@ class LazyProver:
     x: Tensor
     tried: bool = False
     reason: str = ""
-    _graph: Graph | None = None
+    _prove: Prover | None = None
 
     def __call__(self, x: Tensor, labels: Tensor, effort: str, deadline: float | None) -> Tensor:
         """bool `[m]`: no other class is reached within the radius of `x` `[m, ...]`; all False where nothing can be proved."""
         try:
-            self._graph = self._graph or _graph(self.target, self.goal, self.space, self.x)
+            self._prove = self._prove or self._found()
         except Unprovable as error:
             self.reason = str(error)
             return torch.zeros(len(x), dtype=torch.bool, device=x.device)
         self.tried = True
-        box = self.space.low, self.space.high
+        return self._prove(x, labels, effort, deadline)
+
+    def _found(self) -> Prover:
+        """What proves most about this target; raises Unprovable where nothing does."""
+        if self.goal.targeted or self.target.domain.task == "regression":
+            raise Unprovable("proofs are made for classes that must not change, not for a wanted answer or a value")
+        if self.space.name not in PROVABLE:
+            raise Unprovable(f"no bound is known for the space {self.space.name}")
+        known = None if isinstance(self.target, TorchBacked) else exact_model(self.target)
+        return self._exactly(known) if known is not None else self._by_bounds(_graph(self.target, self.x))
+
+    def _exactly(self, model: ExactModel) -> Prover:
+        def prover(x: Tensor, labels: Tensor, effort: str, deadline: float | None) -> Tensor:
+            until = time.monotonic() + PATIENCE if deadline is None else deadline
+            box = self.space.low, self.space.high
+            sure = certify(model, x, labels, self.space.name, self.radius, *box, until)
+            return torch.from_numpy(sure).to(x.device)
+
+        return prover
+
+    def _by_bounds(self, graph: Graph) -> Prover:
         # as far as the oracle lets a float32 point lie outside: what is proved must never be found broken
         radius = self.radius + slack(self.radius, self.x)
-        return prove(self._graph, x, labels, self.space.name, radius, *box, effort=effort, deadline=deadline).certified
+
+        def prover(x: Tensor, labels: Tensor, effort: str, deadline: float | None) -> Tensor:
+            limits: dict[str, Any] = {"effort": effort, "deadline": deadline, "most_open": MOST_OPEN}
+            return prove(graph, x, labels, self.space.name, radius, self.space.low, self.space.high, **limits).certified
+
+        return prover
 
 
-def _graph(target: Target, goal: Goal, space: Continuous, x: Tensor) -> Graph:
-    if goal.targeted or target.domain.task == "regression":
-        raise Unprovable("proofs are made for classes that must not change, not for a wanted answer or a value")
-    if space.name not in PROVABLE:
-        raise Unprovable(f"no bound is known for the space {space.name}")
+def _graph(target: Target, x: Tensor) -> Graph:
     if not isinstance(target, TorchBacked) or not len(x):
         raise Unprovable("the model's layers cannot be read")
     graph = trace(target.module, x[:8])

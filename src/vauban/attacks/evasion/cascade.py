@@ -8,8 +8,13 @@ from typing import Any, ClassVar
 
 from vauban.attacks.evasion.apgd import APGD
 from vauban.attacks.evasion.apgd_targeted import TargetedAPGD
+from vauban.attacks.evasion.fab import FAB
+from vauban.attacks.evasion.hop_skip_jump import HopSkipJump
+from vauban.attacks.evasion.one_pixel import OnePixel
 from vauban.attacks.evasion.pgd import PGD
+from vauban.attacks.evasion.rays import RayS
 from vauban.attacks.evasion.settings import one_of
+from vauban.attacks.evasion.sigma_zero import SigmaZero
 from vauban.attacks.evasion.square import Square
 from vauban.core.attack import Attack, EvasionScene, Perturbed, Price
 from vauban.core.rng import Rng
@@ -43,26 +48,62 @@ class Prove:
         return Perturbed(scene.oracle.best.x)
 
 
-TIERS: Mapping[str, tuple[Stage, ...]] = {
-    "screen": (
-        PGD(steps=20),
-        Prove("crown"),
-        TargetedAPGD(steps=20, loss="margin"),
+@dataclass(frozen=True)
+class Tier:
+    """Stages from cheap to dear, for what an attacker may ask; those that do not fit a scene are passed over."""
+
+    gradients: tuple[Stage, ...]
+    scores: tuple[Stage, ...]
+    labels: tuple[Stage, ...]
+
+    def stages(self, grants: Access) -> tuple[Stage, ...]:
+        """Those for the strongest right that is granted."""
+        ways = ((Access.GRADIENTS, self.gradients), (Access.SCORES, self.scores))
+        return next((stages for right, stages in ways if right in grants), self.labels)
+
+
+TIERS: Mapping[str, Tier] = {
+    "screen": Tier(
+        gradients=(
+            PGD(steps=10),
+            Prove("crown"),
+            APGD(steps=100, loss="margin"),
+            TargetedAPGD(steps=50, targets=2, loss="margin"),
+            SigmaZero(steps=200),
+        ),
+        scores=(Prove("crown"), Square(queries=300), OnePixel(queries=300)),
+        labels=(Prove("crown"), HopSkipJump(queries=300)),
     ),
-    "standard": (
-        PGD(steps=20),
-        Prove("crown"),
-        TargetedAPGD(steps=50, loss="margin"),
-        APGD(),
-        Square(queries=500),
+    "standard": Tier(
+        gradients=(
+            PGD(steps=10),
+            Prove("crown"),
+            APGD(steps=100, loss="margin"),
+            TargetedAPGD(steps=100, targets=3, loss="margin"),
+            TargetedAPGD(steps=50),
+            APGD(steps=100, restarts=3),
+            Square(queries=500),
+            SigmaZero(steps=1000),
+            OnePixel(queries=500),
+        ),
+        scores=(Prove("crown"), Square(queries=2500), OnePixel(queries=2500)),
+        labels=(Prove("crown"), HopSkipJump(queries=2500), RayS(queries=2500)),
     ),
-    "deep": (
-        PGD(steps=20),
-        Prove("branch"),
-        TargetedAPGD(steps=100, loss="margin"),
-        APGD(restarts=5),
-        TargetedAPGD(steps=100, loss="dlr"),
-        Square(queries=5000),
+    "deep": Tier(
+        gradients=(
+            PGD(steps=10),
+            Prove("branch"),
+            APGD(steps=100, loss="margin"),
+            TargetedAPGD(steps=100, loss="margin"),
+            APGD(steps=100, restarts=5),
+            TargetedAPGD(steps=100),
+            FAB(steps=500),
+            Square(queries=5000),
+            SigmaZero(steps=2000),
+            OnePixel(queries=5000),
+        ),
+        scores=(Prove("branch"), Square(queries=10_000), OnePixel(queries=10_000)),
+        labels=(Prove("branch"), HopSkipJump(queries=10_000), RayS(queries=10_000)),
     ),
 }
 
@@ -73,7 +114,8 @@ class Cascade:
 
     Cheap attacks go first, so that the inputs of an undefended model leave after a few passes; then proofs close those
     that nothing within the radius can change; the dear attacks are left to the rest. A stage that does not fit (a space
-    that it does not search, too few classes) is passed over. The result is one figure at least as low as that of any of
+    that it does not search, too few classes) is passed over; without gradients the attacks that see scores or labels take
+    over. The result is one figure at least as low as that of any of
     its parts, in the passes of the few inputs that need them all.
 
     Source: AutoAttack (Croce and Hein 2020, arXiv:2003.01690) for the ensemble of attacks without settings. Departures:
@@ -88,8 +130,7 @@ class Cascade:
         id="evasion.cascade",
         name="Cascade",
         summary="Runs attacks and proofs from cheap to dear, each on the inputs that are still undecided.",
-        needs=Access.LABELS | Access.SCORES | Access.GRADIENTS,
-        spaces=("linf", "l2", "l1"),
+        spaces=("linf", "l2", "l1", "l0"),
         tasks=("classification", "regression"),
         goals=("untargeted", "targeted"),
         curve=True,
@@ -112,14 +153,17 @@ class Cascade:
         one_of("tier", self.tier, TIERS)
 
     def price(self, classes: int | None) -> Price:
-        """The sum over the stages, for an input that all of them fail to break."""
-        each = [stage.price(classes) for stage in TIERS[self.tier]]
-        return Price(queries=sum(p.queries for p in each), gradients=sum(p.gradients for p in each))
+        """The sum over the stages, for an input that all of them fail to break, whatever space and rights there are."""
+        tier = TIERS[self.tier]
+        ways = [[stage.price(classes) for stage in way] for way in (tier.gradients, tier.scores, tier.labels)]
+        return Price(
+            queries=max(sum(p.queries for p in way) for way in ways), gradients=sum(p.gradients for p in ways[0])
+        )
 
     def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
         """Inputs `[n, ...]` within the radius. `facts["stages"]`: how many inputs each stage was given and left."""
         told = []
-        for number, stage in enumerate(TIERS[self.tier]):
+        for number, stage in enumerate(TIERS[self.tier].stages(scene.oracle.grants)):
             given = len(scene.oracle.rows)
             if not given or not _fits(stage.card, scene):
                 continue

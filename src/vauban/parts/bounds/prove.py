@@ -14,7 +14,7 @@ from vauban.parts.bounds import cones as local
 from vauban.parts.bounds.alpha import Claims, Settings, settle, tune
 from vauban.parts.bounds.branch import Limits, Problem, search
 from vauban.parts.bounds.counter import counter
-from vauban.parts.bounds.crown import PAIRS, before_bends, context, refine, stopped
+from vauban.parts.bounds.crown import PAIRS, before_bends, context, refine, stopped, undecided
 from vauban.parts.bounds.graph import Graph, Unprovable
 from vauban.parts.bounds.intervals import ORDERS, Bounds, Region, propagate, region
 from vauban.parts.bounds.ops import Smooth
@@ -56,17 +56,20 @@ def prove(
     *,
     effort: str = "crown",
     deadline: float | None = None,
+    most_open: int | None = None,
 ) -> Proof:
     """Proofs that the class of `labels` `[n]` keeps the largest score everywhere within `radius` of `x` `[n, ...]`.
 
     Every stage up to `effort` works on the rows that those before it left; `deadline` is a time of `time.monotonic`.
+    Rows of which intervals leave more than `most_open` activations open get no linear bounds: these cost a pass back
+    for every one of them, and where most are open they prove nothing.
     The proof holds for the model as it is computed in its own floating-point type, with sums taken in any order: the
     bounds are computed in float64 (in float32 for some inner ones), and what rounding may change there or in the model
     is bounded and taken off. For a linear model the answer is exact up to that rounding. A graph with one score is one
     of two classes, the second where the score is above 0.
     """
     claims = _against(graph, labels.to(x.device))
-    return _Work(graph, region(x, space_name, radius, low, high), claims, effort, deadline).run()
+    return _Work(graph, region(x, space_name, radius, low, high), claims, effort, deadline, most_open).run()
 
 
 def prove_value(
@@ -110,18 +113,27 @@ def _against(graph: Graph, labels: Tensor) -> Claims:
 class _Work:
     """One call: what is known of every claim of every row, and the stages that improve on it."""
 
-    def __init__(self, graph: Graph, area: Region, claims: Claims, effort: str, deadline: float | None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        area: Region,
+        claims: Claims,
+        effort: str,
+        deadline: float | None,
+        most_open: int | None = None,
+    ) -> None:
         if effort not in EFFORTS:
             raise ValueError(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}")
         if area.order not in ORDERS:
             raise Unprovable(f"no bound is known for the space {area.order}")
         self.graph, self.area, self.claims = graph, area, claims
-        self.depth, self.deadline = EFFORTS.index(effort), deadline
+        self.depth, self.deadline, self.most_open = EFFORTS.index(effort), deadline, most_open
         n = len(area)
         self.known = torch.full(claims.rest.shape, -torch.inf, dtype=torch.float64, device=area.x.device)
         self.stage = torch.full((n,), -1, dtype=torch.long, device=area.x.device)
         self.broken = torch.zeros(n, dtype=torch.bool, device=area.x.device)
         self.counter = area.x.clone()
+        self.hopeless = torch.zeros(n, dtype=torch.bool, device=area.x.device)
         self.seconds = dict.fromkeys(EFFORTS, 0.0)
         self.clock = time.monotonic()
         self.cones: dict[int, local.Cones | None] = {}
@@ -188,7 +200,7 @@ class _Work:
         self._settle(rows, bounds, 0, relaxed=False)
         if not self.graph.bends:
             return
-        rows, bounds = self._drop(rows, bounds)
+        rows, bounds = self._hopeful(*self._drop(rows, bounds))
         for stage, step in ((1, self._linear), (2, self._throughout), (3, self._tuned)):
             if self.depth >= stage and len(rows) and not self.late():
                 rows, bounds = step(rows, bounds)
@@ -197,6 +209,14 @@ class _Work:
     def _drop(self, rows: Tensor, bounds: Bounds) -> tuple[Tensor, Bounds]:
         left = self._left(rows)
         return (rows, bounds) if bool(left.all()) else (rows[left], bounds[left])
+
+    def _hopeful(self, rows: Tensor, bounds: Bounds) -> tuple[Tensor, Bounds]:
+        if self.most_open is None:
+            return rows, bounds
+        counts = [undecided(self.graph, at, bounds).flatten(1).sum(1) for at in before_bends(self.graph)]
+        few = torch.stack(counts).sum(0) <= self.most_open
+        self.hopeless[rows[~few]] = True
+        return rows[few], bounds[few]
 
     def _linear(self, rows: Tensor, bounds: Bounds) -> tuple[Tensor, Bounds]:
         """Linear bounds over intervals; only some rows where that proves nothing."""
@@ -263,7 +283,8 @@ class _Work:
 
     def _dear(self) -> None:
         """Splitting, for what is left of all rows."""
-        rows = self._left(torch.arange(len(self.area), device=self.area.x.device)).nonzero().flatten()
+        every = torch.arange(len(self.area), device=self.area.x.device)
+        rows = (self._left(every) & ~self.hopeless).nonzero().flatten()
         if not len(rows) or any(isinstance(self.graph.nodes[i].op, Smooth) for i in self.graph.bends):
             return
         # the nearest to a proof first: a deadline then leaves as many whole answers as can be
