@@ -29,7 +29,8 @@ class FMN(Minimal):
     Departures: the run is made towards each of the nearest classes in turn, by where a linear model would give in, with
     a share of the steps for each, because the class with the largest score need not be the nearest; steps are measured by
     how far the border seems to be at the clean input, not by the box, so that inputs may have any units; projections
-    are onto ball and box together; until the first success the radius grows by gamma at least; the last ten steps cross the linearised border. `targets=1` is the published attack but
+    are onto ball and box together; in Linf a step moves every feature by the radius, by the sign of its slope, for models
+    trained against Linf have slopes that are tiny in most features; until the first success the radius grows by gamma at least; the last ten steps cross the linearised border. `targets=1` is the published attack but
     for units and last steps.
 
     Args:
@@ -37,7 +38,7 @@ class FMN(Minimal):
         targets: nearest classes to go for, where any class will do.
         gamma: share by which the radius changes at first, 0 to 1; it falls to a fiftieth on a cosine.
         stride: length of the first step, as a multiple of the distance to the border (in L2, seen from the clean
-            input); it falls to a hundredth on a cosine.
+            input); it falls to a hundredth on a cosine. In Linf steps begin at the radius, whatever the stride.
     """
 
     card: ClassVar[AttackCard] = AttackCard(
@@ -76,8 +77,8 @@ class FMN(Minimal):
         own = torch.full((many,), torch.inf, dtype=torch.float64, device=z.device)
         radius, stride = torch.full_like(own, 1.0 if space.name == "l0" else torch.inf), own
         for number in range(steps):
-            share = 0.5 + 0.5 * math.cos(math.pi * number / steps)
-            gamma = self.gamma * (0.02 + 0.98 * share)
+            falling = 0.5 + 0.5 * math.cos(math.pi * number / steps)
+            gamma, share = self.gamma * (0.02 + 0.98 * falling), 0.01 + 0.99 * falling
             look = oracle.value_and_grad(loss, z, front.rows)
             found.see(z, front.rows, look.margin)
             if number == 0:
@@ -85,10 +86,8 @@ class FMN(Minimal):
             hit, reach = look.margin > 0, space.distance(z, front.x)
             own = torch.where(hit, torch.minimum(own, reach), own)
             radius = RADIUS[space.name](radius, own, hit, reach, gamma, look)
-            length = torch.linalg.vector_norm(look.grad.flatten(1).double(), dim=1)
-            step = stride * (0.01 + 0.99 * share) / length.clamp_min(torch.finfo(torch.float64).tiny)
-            step = torch.where(length > 0, step, 0)
-            z = space.project(z + look.grad * per_row(step, z), front.x, radius)
+            step = STEP[space.name](scene, z, look.grad, stride * share, radius * share)
+            z = space.project(z + step, front.x, radius)
             z, own, radius, stride = front.narrow(look.open, z, own, radius, stride)
             if not len(front):
                 return
@@ -115,3 +114,18 @@ def _measured(order: float) -> Any:
 
 
 RADIUS = {"linf": _measured(1.0), "l2": _measured(2.0), "l1": _measured(torch.inf), "l0": _counted}
+
+
+def _along(scene: EvasionScene, z: Tensor, slope: Tensor, stride: Tensor, radius: Tensor) -> Tensor:
+    """A step of Euclidean length `stride`."""
+    length = torch.linalg.vector_norm(slope.flatten(1).double(), dim=1)
+    share = torch.where(length > 0, stride / length.clamp_min(torch.finfo(torch.float64).tiny), 0)
+    return slope * per_row(share, z)
+
+
+def _by_signs(scene: EvasionScene, z: Tensor, slope: Tensor, stride: Tensor, radius: Tensor) -> Tensor:
+    """A step of the radius in every feature, as in PGD: where slopes are tiny for most features, these move, too."""
+    return scene.space.steepest(slope, z, radius.clamp_max(torch.finfo(z.dtype).max / 4))
+
+
+STEP = {"linf": _by_signs, "l2": _along, "l1": _along, "l0": _along}
