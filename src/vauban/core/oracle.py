@@ -122,8 +122,11 @@ class Oracle(Protocol):
         """`[m]` values of a loss of one's own from scores; needs SCORES."""
         ...
 
-    def value_and_grad(self, loss: Loss, x: Tensor, rows: Tensor) -> Look:
-        """A loss, its input gradient, the margin; one query and one gradient a row; needs GRADIENTS."""
+    def value_and_grad(self, loss: Loss, x: Tensor, rows: Tensor, keep: bool = True) -> Look:
+        """A loss, its input gradient, the margin; one query and one gradient a row; needs GRADIENTS.
+
+        With `keep=False` the points are looked at for their gradients alone and never become the best, nor decide a row.
+        """
         ...
 
     def class_slopes(self, x: Tensor, rows: Tensor, classes: Tensor, base: Tensor) -> Slopes:

@@ -134,7 +134,7 @@ class MeteredOracle:
     def values(self, loss: Loss, x: Tensor, rows: Tensor) -> Tensor:
         return self._scored(loss, x, rows)
 
-    def value_and_grad(self, loss: Loss, x: Tensor, rows: Tensor) -> Look:
+    def value_and_grad(self, loss: Loss, x: Tensor, rows: Tensor, keep: bool = True) -> Look:
         self._need(Access.GRADIENTS)
 
         def look(leaf: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,7 @@ class MeteredOracle:
             margin = value if loss == self.goal.margin else self.goal.margin(out, part)
             return value, self._past_rounding(out, margin)
 
-        return self._differentiate(look, x, rows)
+        return self._differentiate(look, x, rows, keep)
 
     def class_slopes(self, x: Tensor, rows: Tensor, classes: Tensor, base: Tensor) -> Slopes:
         self._need(Access.GRADIENTS)
@@ -204,7 +204,9 @@ class MeteredOracle:
 
     # How it is done -------------------------------------------------------------------------------------------------
 
-    def _differentiate(self, look: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, rows: Tensor) -> Look:
+    def _differentiate(
+        self, look: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, rows: Tensor, keep: bool = True
+    ) -> Look:
         self._admit(rows, gradients=1)
         values, margins, grad = [], [], torch.empty_like(x)
         for cut in slices(len(x), self._size):
@@ -218,7 +220,8 @@ class MeteredOracle:
             margins.append(margin.detach()[:count])
         margin = torch.cat(margins).to(self.best.margin.dtype)
         self._charge(rows, queries=1, gradients=1)
-        self._note(x, rows, margin)
+        if keep:
+            self._note(x, rows, margin)
         return Look(torch.cat(values), grad, margin, self.open(rows))
 
     def _forward(self, x: Tensor, rows: Tensor) -> Outputs:
