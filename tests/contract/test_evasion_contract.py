@@ -41,7 +41,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.gen_attack": {"queries": 60},
     "evasion.geoda": {"queries": 150, "probes": 10, "starts": 10},
     "evasion.hop_skip_jump": {"queries": 150, "probes": 12, "starts": 10},
+    "evasion.jsma": {"steps": 4},
+    "evasion.mi_fgsm": {"steps": 4, "diversity": 0.5, "kernel": 3},
     "evasion.nes": {"queries": 130, "pairs": 5},
+    "evasion.ni_si": {"steps": 4, "copies": 2, "diversity": 0.5, "kernel": 3},
     "evasion.noise": {"draws": 6},
     "evasion.one_pixel": {"queries": 120, "population": 12},
     "evasion.pdgd": {"steps": 8},
@@ -59,6 +62,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.super_deep_fool": {"steps": 6, "finish": 3},
     "evasion.surfree": {"queries": 150, "starts": 10},
     "evasion.universal": {"steps": 6},
+    "evasion.vmi": {"steps": 4, "neighbours": 2, "diversity": 0.5, "kernel": 3},
     "evasion.zoo": {"queries": 150, "features": 6},
 }
 NEAREST: dict[str, dict[str, Any]] = {
@@ -92,6 +96,9 @@ STEADY = (
     "evasion.fab",
     "evasion.fgsm",
     "evasion.fmn",
+    "evasion.jsma",
+    "evasion.mi_fgsm",
+    "evasion.ni_si",
     "evasion.pdgd",
     "evasion.pdpgd",
     "evasion.sigma_zero",
