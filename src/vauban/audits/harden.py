@@ -108,11 +108,15 @@ def knowing(request: Request, card: DefenceCard) -> Request:
 
     What the user excluded stays excluded, and his own settings stay; the comparison then says what is missing.
     """
-    extra = [a for a in card.adaptive if a not in request.include and a.partition(".")[0] not in request.include]
+    whole = (*request.include, *(() if request.include else [a.partition(".")[0] for a in card.adaptive]))
+    extra = [a for a in card.adaptive if a not in whole and a.partition(".")[0] not in whole]
     settings = {k: dict(v) for k, v in request.settings.items() if k != card.id}
+    for attack in card.adaptive:
+        if attack not in (*request.include, *extra):
+            settings.setdefault(attack, {})  # named, so that no profile leaves it out
     for attack, needed in card.adaptive_settings.items():
         settings[attack] = {**needed, **settings.get(attack, {})}
-    return replace(request, include=(*request.include, *extra) if request.include else (), settings=settings)
+    return replace(request, include=(*request.include, *extra), settings=settings)
 
 
 def _threat(request: Request, ready: Ready) -> ThreatModel:

@@ -213,8 +213,13 @@ def _left_out(id: str, request: Request, profile: Profile) -> Refusal | None:
             return Refusal("skipped", f"excluded: {reason}")
     if request.include and not any(map(names, request.include)):
         return Refusal("skipped", f"not asked for: this run includes {', '.join(request.include)}")
-    if id in profile.left_out and id not in request.include:
+    # who sets something about a check wants it made
+    if id in request.include or id in request.settings:
+        return None
+    if id in profile.left_out:
         return Refusal("skipped", f"the profile {profile.id} leaves it out: use --profile standard")
+    if id.startswith("evasion.") and id not in profile.evasion:
+        return Refusal("skipped", f"the profile {profile.id} leaves it to evasion.cascade: ask with --include {id}")
     return None
 
 

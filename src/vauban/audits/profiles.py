@@ -17,21 +17,17 @@ class Profile:
     """Test rows that are audited."""
     seconds: float | None
     """Time budget; what is left then is inconclusive, never passed. None means no limit."""
+    evasion: tuple[str, ...]
+    """Attacks on inputs that it makes unasked; the cascade stands for those that it is made of."""
     left_out: tuple[str, ...]
     """Checks that take too long for this profile; they stand in the log as skipped."""
     text: str
 
 
-DECISION_BASED = (
-    "evasion.adba",
-    "evasion.boundary",
-    "evasion.geoda",
-    "evasion.hop_skip_jump",
-    "evasion.rays",
-    "evasion.sign_opt",
-    "evasion.surfree",
-)
-"""Attacks that see answers alone: thousands of queries a row."""
+BASELINES = ("evasion.noise", "evasion.fgsm", "evasion.cascade")
+"""What an attack has to beat, and the strongest there is."""
+OTHER_WAYS = ("evasion.square", "evasion.hop_skip_jump", "evasion.universal", "evasion.feature")
+"""Attackers who see less, and ways in that a radius around each input does not show."""
 
 PROFILES: dict[str, Profile] = {
     p.id: p
@@ -40,13 +36,15 @@ PROFILES: dict[str, Profile] = {
             id="smoke",
             samples=64,
             seconds=60,
-            left_out=(*DECISION_BASED, "evasion.universal", "leakage.lira", "leakage.rmia"),
+            evasion=BASELINES,
+            left_out=("leakage.lira", "leakage.rmia"),
             text="under a minute: is anything plainly broken? No reference models, no decision-based attack.",
         ),
         Profile(
             id="standard",
             samples=256,
             seconds=1800,
+            evasion=(*BASELINES, *OTHER_WAYS),
             left_out=(),
             text="up to half an hour: every check at the settings its authors recommend.",
         ),
@@ -54,6 +52,7 @@ PROFILES: dict[str, Profile] = {
             id="deep",
             samples=1000,
             seconds=None,
+            evasion=(*BASELINES, *OTHER_WAYS, "evasion.fmn", "evasion.rays", "evasion.surfree"),
             left_out=(),
             text="no time limit: more samples, more steps, more restarts, more reference models.",
         ),

@@ -306,6 +306,8 @@ def _security_curve(check: Check, case: Case, result: Run) -> tuple[Curve, list[
     points: list[tuple[float, float]] = [(0.0, sum(right) / len(right))]
     closed = ~torch.tensor(right)
     quiet = replace(case, progress=lambda *_: None)
+    there = getattr(ATTACKS.load(check.id), "elsewhere", {})
+    check = replace(check, settings={**check.settings, **there})
     for factor in RADII[case.profile]:
         case.check_time()
         if factor == 1.0:

@@ -147,6 +147,9 @@ class Cascade:
     )
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"tier": "screen"}, "deep": {"tier": "deep"}}
 
+    elsewhere: ClassVar[Mapping[str, Any]] = {"tier": "screen"}
+    """At the other radii of a security curve the cheap tier does."""
+
     tier: str = "standard"
 
     def __post_init__(self) -> None:
