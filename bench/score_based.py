@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
 import time
 import warnings
@@ -147,12 +148,14 @@ def square(name: str, given: Any) -> list[dict[str, Any]]:
         row |= {key: statistics.median(c[key] for c in curves) for key in curves[0]}
         row["by_seed"] = curves
         for peer in given.peers.split(","):
-            row[f"of_{peer}"] = {
-                str(level): statistics.median(
+            shares = {
+                level: statistics.median(
                     _ratio(mine, theirs, level) for mine, theirs in zip(firsts, found[peer], strict=True)
                 )
                 for level in LEVELS
             }
+            # None: never as many
+            row[f"of_{peer}"] = {str(level): share if math.isfinite(share) else None for level, share in shares.items()}
         rows.append(row)
     return rows
 
