@@ -19,9 +19,9 @@ from vauban.parts.exact.base import ExactModel, certify
 from vauban.parts.losses import as_logits
 from vauban.targets.proofs import exact_model
 
-MOST_OPEN = 4000
+MOST_OPEN = 2000
 """Activations that intervals may leave open in a row that is still worth linear bounds: nets trained to be provable have
-hundreds to a few thousand, others tens of thousands."""
+hundreds, others thousands to tens of thousands."""
 PATIENCE = 60.0
 """Seconds for proofs about trees and neighbours where the audit has no time limit."""
 PROVABLE = ("linf", "l2", "l1")

@@ -124,6 +124,7 @@ class Cascade:
 
     Args:
         tier: `screen` (at most 220 passes), `standard` or `deep`.
+        proofs: False leaves the proofs out.
     """
 
     card: ClassVar[AttackCard] = AttackCard(
@@ -147,10 +148,11 @@ class Cascade:
     )
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"tier": "screen"}, "deep": {"tier": "deep"}}
 
-    elsewhere: ClassVar[Mapping[str, Any]] = {"tier": "screen"}
+    elsewhere: ClassVar[Mapping[str, Any]] = {"tier": "screen", "proofs": False}
     """At the other radii of a security curve the cheap tier does."""
 
     tier: str = "standard"
+    proofs: bool = True
 
     def __post_init__(self) -> None:
         one_of("tier", self.tier, TIERS)
@@ -168,7 +170,7 @@ class Cascade:
         told = []
         for number, stage in enumerate(TIERS[self.tier].stages(scene.oracle.grants)):
             given = len(scene.oracle.rows)
-            if not given or not _fits(stage.card, scene):
+            if not given or not _fits(stage.card, scene) or (isinstance(stage, Prove) and not self.proofs):
                 continue
             stage(scene, rng.child("cascade", number))
             told.append({"stage": stage.card.id, "given": given, "left": len(scene.oracle.rows)})

@@ -201,7 +201,7 @@ class _Work:
         if not self.graph.bends:
             return
         rows, bounds = self._hopeful(*self._drop(rows, bounds))
-        for stage, step in ((1, self._linear), (2, self._throughout), (3, self._tuned)):
+        for stage, step in ((1, self._linear), (2, self._thorough), (3, self._tuned)):
             if self.depth >= stage and len(rows) and not self.late():
                 rows, bounds = step(rows, bounds)
                 self._spent(stage)
@@ -228,6 +228,17 @@ class _Work:
         if self.worth[1] and len(every):
             self._settle(rows[every], bounds[every], 1)
         return self._drop(rows, bounds)
+
+    def _thorough(self, rows: Tensor, bounds: Bounds) -> tuple[Tensor, Bounds]:
+        """Linear bounds throughout; only some rows where that proves nothing and no dearer stage follows."""
+        if self.depth > 2:
+            return self._throughout(rows, bounds)
+        if 3 not in self.worth:
+            every = torch.arange(len(rows), device=rows.device)
+            first, every = every[:_PROBE], every[_PROBE:]
+            self.worth[3] = len(self._throughout(rows[first], bounds[first])[0]) < len(first)
+            rows, bounds = rows[every], bounds[every]
+        return self._throughout(rows, bounds) if self.worth[3] and len(rows) else (rows, bounds)
 
     def _throughout(self, rows: Tensor, bounds: Bounds) -> tuple[Tensor, Bounds]:
         """Linear bounds of every activation's input that is open, then of the scores; rows leave as they are proved."""
