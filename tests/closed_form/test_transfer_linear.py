@@ -121,9 +121,9 @@ def test_what_the_box_allows_in_linf_is_used(id: str) -> None:
 
 
 @pytest.mark.parametrize("goal", ["targeted", "untargeted"])
-@pytest.mark.parametrize("steps", [50, 2])
+@pytest.mark.parametrize("settings", [{}, {"steps": 2}, {"others": "sum", "candidates": 6}])
 @pytest.mark.parametrize("fewest", [1, 4, 7])
-def test_jsma_needs_as_many_features_as_there_must_be(fewest: int, steps: int, goal: str) -> None:
+def test_jsma_needs_as_many_features_as_there_must_be(fewest: int, settings: dict[str, Any], goal: str) -> None:
     """Every feature in the middle of the box closes the gap by as much, up or down."""
     g = torch.Generator().manual_seed(2)
     signs = torch.randint(0, 2, (30,), generator=g) * 2.0 - 1
@@ -132,10 +132,11 @@ def test_jsma_needs_as_many_features_as_there_must_be(fewest: int, steps: int, g
     # each feature is worth half of both weights: one unit; the gap is half a unit short of `fewest`
     target = Plane(w, torch.stack([x[0] @ signs + (fewest - 0.5), -x[0] @ signs]))
     wanted: Any = {"targeted": ClassAs(torch.ones(4).long()), "untargeted": Misclassify(torch.zeros(4).long())}[goal]
+    made = ATTACKS.load("evasion.jsma")(**settings)
     for radius, broken in ((fewest - 1, False), (fewest, True), (fewest + 5, True)):
-        oracle = attack(ATTACKS.load("evasion.jsma")(steps=steps), target, wanted, SPACES["l0"](0, 1), x, float(radius))
+        oracle = attack(made, target, wanted, SPACES["l0"](0.0, 1.0), x, float(radius))
         assert oracle.best.reached.tolist() == [broken] * 4, radius
-    exact = attack(ATTACKS.load("evasion.jsma")(steps=steps), target, wanted, SPACES["l0"](0, 1), x, float(fewest))
+    exact = attack(made, target, wanted, SPACES["l0"](0.0, 1.0), x, float(fewest))
     assert exact.best.distance.tolist() == [float(fewest)] * 4
 
 
@@ -152,7 +153,7 @@ def test_jsma_takes_the_largest_gains_first_where_both_logits_mirror_each_other(
     for i, count in enumerate(fewest.tolist()):
         for less, broken in ((1, False), (0, True)):
             made, one = ATTACKS.load("evasion.jsma")(), x[i : i + 1]
-            oracle = attack(made, target, ClassAs(1 - y[i : i + 1]), SPACES["l0"](0, 1), one, float(count - less))
+            oracle = attack(made, target, ClassAs(1 - y[i : i + 1]), SPACES["l0"](0.0, 1.0), one, float(count - less))
             assert oracle.best.reached.tolist() == [broken], i
 
 

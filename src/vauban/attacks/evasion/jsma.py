@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from vauban.attacks.evasion.front import Front, finite_radius
 from vauban.attacks.evasion.nearest import COMPARED, Nearest, box, ranked
 from vauban.attacks.evasion.rivals import compared
-from vauban.attacks.evasion.settings import at_least
+from vauban.attacks.evasion.settings import at_least, one_of
 from vauban.attacks.evasion.sigma_zero import widths
 from vauban.core.attack import EvasionScene, Perturbed, Price
 from vauban.core.oracle import Loss
@@ -22,6 +22,8 @@ from vauban.parts import losses
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
 
+AT_ONCE = 256
+"""Rows whose pairs are compared at once, for memory not to grow with the number of rows."""
 SECOND_RATE = -10.0
 """Added to the worth of pairs that do not both raise the wanted class and lower the others: below that of any that do."""
 
@@ -30,22 +32,24 @@ SECOND_RATE = -10.0
 class JSMA:
     """Changes two features at a time, up to a wall of the box: those that raise the wanted class and lower the others most.
 
-    A pair's worth is the gain of the wanted class's logit times the loss of the other logits' sum, by the gradients at the
-    point. A feature that was changed is not touched again.
+    A pair's worth is the gain of the wanted class's logit times the loss of the other logits taken together, by the gradients
+    at the point. A feature that was changed is not touched again.
 
     Source: Papernot et al. 2016 (arXiv:1511.07528, algorithms 2 and 3); features go up or down, whichever helps, as in
     Wiyatno and Xu 2018 (arXiv:1808.07945).
-    Departures: features are compared in pairs among the best by each gain and by their sum only, so that memory does not
-    grow with the square of the input; two gradients a step, whatever the number of classes; where no pair does both, the
-    one with the largest sum of gains is taken instead of giving up; gains are slopes times the way to the wall; where the
-    box is open, a wall is as far as the largest magnitude of the row's features; where any class will do, the nearest
-    ones are gone for, by where a linear model would give in, which is looked at first; where the radius allows more
-    features than steps would use, more pairs are changed at a step.
+    Departures: the other logits count by their log-sum-exp instead of their sum, for it is the largest that stands in the
+    way (fewer features in our runs); features are compared in pairs among the best by each gain and by their sum only, so
+    that memory does not grow with the square of the input, nor with the number of rows; two gradients a step, whatever the
+    number of classes; where no pair does both, the one with the largest sum of gains is taken instead of giving up; gains
+    are slopes times the way to the wall; where the box is open, a wall is as far as the largest magnitude of the row's
+    features; where any class will do, the nearest ones are gone for, by where a linear model would give in, which is
+    looked at first; where the radius allows more features than steps would use, more pairs are changed at a step.
 
     Args:
         steps: pairs of gradients of a run.
         targets: nearest classes to go for in turn, where any class will do.
         candidates: features that are compared in pairs, 6 or more.
+        others: what the other logits are taken together as: `soft` (their log-sum-exp) or `sum` (as published).
     """
 
     card: ClassVar[AttackCard] = AttackCard(
@@ -71,12 +75,14 @@ class JSMA:
 
     steps: int = 50
     targets: int = 1
-    candidates: int = 60
+    candidates: int = 24
+    others: str = "soft"
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
         at_least("targets", self.targets, 1)
         at_least("candidates", self.candidates, 6)
+        one_of("others", self.others, OTHERS)
 
     def price(self, classes: int | None) -> Price:
         """Two gradients a step, those of the classes compared, and four queries or less."""
@@ -113,7 +119,7 @@ class JSMA:
         return found
 
     def _run(self, scene: EvasionScene, front: Front, wanted: Tensor, count: int) -> None:
-        raising, lowering = _logit(wanted), _others(wanted)
+        raising, lowering = _logit(wanted), _without(wanted, self.others)
         z, free = front.x, torch.ones_like(front.x, dtype=torch.bool).flatten(1)
         each = 2 * -(-count // (2 * self.steps))
         for start in range(0, count, each):
@@ -124,7 +130,9 @@ class JSMA:
             look = scene.oracle.value_and_grad(lowering, z, front.rows)
             gains, wall = _ways(scene, front, z, rise, look.grad)
             for left in range(min(each, count - start), 0, -2):
-                chosen = best_pair(*gains, free, self.candidates, alone=left == 1)
+                parts = zip(*(part.split(AT_ONCE) for part in (*gains, free)), strict=True)
+                found = [best_pair(more, less, fit, self.candidates, alone=left == 1) for more, less, fit in parts]
+                chosen = torch.cat(found)
                 free = free.scatter(1, chosen, False)
                 z = z.flatten(1).scatter(1, chosen, wall.gather(1, chosen)).view_as(z)
             z, free = front.narrow(scene.oracle.open(front.rows, 0), z, free)
@@ -140,10 +148,27 @@ def _logit(wanted: Tensor) -> Loss:
     return loss
 
 
-def _others(wanted: Tensor) -> Loss:
-    """Minus the sum of all logits but the wanted one."""
-    own = _logit(wanted)
-    return lambda outputs, rows: own(outputs, rows) - losses.as_logits(outputs).sum(1)
+def _soft(others: Tensor) -> Tensor:
+    # in float64: float32 kernels round the left-over elements of a batch differently from the rest
+    return others.double().logsumexp(1).to(others.dtype)
+
+
+def _sum(others: Tensor) -> Tensor:
+    return torch.where(others.isfinite(), others, 0).sum(1)
+
+
+OTHERS: Mapping[str, Callable[[Tensor], Tensor]] = {"soft": _soft, "sum": _sum}
+"""What the other logits `[m, classes]`, the wanted one at minus infinity, are taken together as, `[m]`."""
+
+
+def _without(wanted: Tensor, others: str) -> Loss:
+    """Minus the other logits, taken together."""
+
+    def loss(outputs: Outputs, rows: Tensor) -> Tensor:
+        z = losses.as_logits(outputs)
+        return -OTHERS[others](z.scatter(1, wanted[rows][:, None], -torch.inf))
+
+    return loss
 
 
 def _ways(

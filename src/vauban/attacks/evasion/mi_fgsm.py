@@ -18,7 +18,8 @@ class MIFGSM(Momentum):
 
     Every gradient is brought to the same mean magnitude before it is added, so that the direction is one that many points
     of the way agree on. To make points that are to be carried to another model, ask for a lead (`goals.Firmly`): otherwise a row
-    ends as soon as the model at hand is fooled.
+    ends as soon as the model at hand is fooled. The gain over PGD was published for deep nets on photographs; between small
+    nets on digits PGD's points carry over as well.
 
     Source: Dong et al. 2018 (arXiv:1710.06081, algorithms 1 and 2). Settings `diversity`: Xie et al. 2019 (arXiv:1803.06978);
     `kernel`: Dong et al. 2019 (arXiv:1904.02884).
