@@ -27,9 +27,10 @@ class Spent:
 
 @dataclass(slots=True)
 class Best:
-    """The best admissible point of each row so far.
+    """The best point of each row so far.
 
-    In a search for any point: the one with the largest margin within the radius. In a search for the nearest: the
+    In a search for any point: the one with the largest margin. What reaches the goal was checked for radius and box; the best
+    of what does not reach it was not, and an attack that looks from outside may leave it there. In a search for the nearest: the
     successful one with the smallest distance; `distance` is inf where there is none yet.
     """
 

@@ -89,6 +89,6 @@ class APGD:
                     ascend(scene, front, start, loss, self.steps - last)
                 front = Front(scene)
                 if last and len(front):
-                    start = lead(scene, front, led)[1] if led else scene.oracle.best.x[front.rows]
+                    start = lead(scene, front, led)[1] if led else front.project(scene.oracle.best.x[front.rows])
                     ascend(scene, front, start, scene.oracle.goal.objectives("margin")[side], last - led)
         return Perturbed(scene.oracle.best.x)
