@@ -12,11 +12,12 @@ from torch import nn
 import vauban
 from vauban.attacks.catalog import ATTACKS
 from vauban.audits.plan import Request, default_threats, unit_key
-from vauban.audits.runner import Ready, prepare, run_identity
+from vauban.audits.runner import Ready, prepare, run_identity, seen
 from vauban.core.data import Data
 from vauban.engine.case import Check
-from vauban.schema.access import BLACK_BOX_LABELS, Access
+from vauban.schema.access import BLACK_BOX_LABELS, EVERYTHING, Access
 from vauban.schema.errors import BadOption, BadThreat, MissingExtra, UnknownName
+from vauban.schema.log import Attempt, Cost
 from vauban.schema.threat import ThreatModel
 
 
@@ -158,3 +159,12 @@ def test_a_model_without_training_rows_is_told_what_it_misses() -> None:
     assert badnets.refusal.state == "skipped"
     assert "x_train" in badnets.refusal.reason
     assert Access.DATA_WRITE in ATTACKS.load("poisoning.badnets").card.needs
+
+
+def test_an_attack_saw_what_it_took_of_what_there_was() -> None:
+    spent = Attempt(check="evasion.cascade", state="assessed", cost=Cost(queries=3, gradients=2))
+    blind = spent.model_copy(update={"cost": Cost(queries=3)})
+    scores = Access.LABELS | Access.SCORES
+    assert seen(spent, EVERYTHING) == scores | Access.GRADIENTS
+    assert seen(blind, scores) == scores
+    assert seen(blind, Access.LABELS) == Access.LABELS

@@ -99,6 +99,11 @@ def test_a_cascade_leaves_nothing_open_on_a_linear_model() -> None:
     assert [stage["stage"] for stage in outcome.attempt.facts["stages"]] == ["evasion.pgd", "proof"]
 
 
+def test_attacks_that_aim_at_features_are_not_measured_by_one_step_of_the_margin() -> None:
+    doubts = _run(_case(), "evasion.feature", steps=20).attempt.doubts
+    assert not any(d.id in ("one_step_beats", "convergence") for d in doubts)
+
+
 def test_a_cascade_says_why_it_could_not_prove() -> None:
     attempt = _run(_case(front=Rounded()), "evasion.cascade", tier="screen").attempt
     assert "c" not in attempt.outcomes

@@ -28,6 +28,7 @@ from vauban.reports.write import write
 from vauban.rules import suppress
 from vauban.rules.base import Context
 from vauban.rules.judge import judge, verdict
+from vauban.schema.access import Access
 from vauban.schema.errors import BadOption, MissingExtra
 from vauban.schema.log import Attempt, AuditLog, DataInfo, Doubt, Finding, RunInfo, Severity, TargetInfo, Verdict
 
@@ -101,20 +102,26 @@ def carry_out(ready: Ready, folder: Path, watcher: Watcher) -> AuditLog:
     """Attack, judge and write a prepared audit."""
     fresh = {"id": uuid.uuid4().hex[:12], "started": _now()}
     with Journal.open(folder, run_identity(ready), **fresh) as journal:
-        attempts = cross_examined(_run(ready, journal, watcher))
+        attempts = cross_examined(_run(ready, journal, watcher), ready.case.target.offers)
         log = conclude(ready, attempts, journal.id, journal.started)
         with guarded(folder):
             write_reports(log, folder, ready.request)
     return log
 
 
-def cross_examined(attempts: list[Attempt]) -> list[Attempt]:
+def cross_examined(attempts: list[Attempt], offers: Access) -> list[Attempt]:
     """The attempts, with the doubts that show only between them."""
-    needs = {a.check: ATTACKS.load(a.check).card.needs for a in attempts if a.outcomes}
-    found = contradictions(attempts, needs)
+    found = contradictions(attempts, {a.check: seen(a, offers) for a in attempts if a.outcomes})
     return [
         a.model_copy(update={"doubts": [*a.doubts, *found[i]]}) if i in found else a for i, a in enumerate(attempts)
     ]
+
+
+def seen(attempt: Attempt, offers: Access) -> Access:
+    """What the attack of an attempt saw of a target that offers so much."""
+    card = ATTACKS.load(attempt.check).card
+    more = card.takes & offers
+    return card.needs | (more if attempt.cost.gradients else more & ~Access.GRADIENTS)
 
 
 def write_reports(log: AuditLog, folder: Path, request: Request) -> list[Path]:
@@ -199,6 +206,7 @@ def conclude(ready: Ready, attempts: list[Attempt], id: str, started: str) -> Au
     )
     data = _data_info(request, case.data)
     context = Context(
+        needs={a.check: seen(a, case.target.offers).words() for a in attempts if a.outcomes},
         target=target,
         data=data,
         target_spec=request.target_spec or target.id,

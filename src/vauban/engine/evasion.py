@@ -73,7 +73,8 @@ def run(check: Check, case: Case, *, radius: float | None = None, closed: Tensor
     attack_class = ATTACKS.load(check.id)
     profile = getattr(attack_class, "profiles", {}).get(case.profile, {})
     attack = configure(attack_class, {**profile, **settings})
-    white = Access.GRADIENTS in attack_class.card.needs
+    takes = attack_class.card.takes & check.threat.access & case.target.offers
+    white = Access.GRADIENTS in attack_class.card.needs | takes
     prover = LazyProver(case.target, goal, space, radius, case.data.x_test)
     with own_random(case, check.id, check.threat.id):
         plan = planned(check, case, goal, space, _radius(check), white)
@@ -282,7 +283,9 @@ def _afterwards(check: Check, case: Case, result: Run) -> tuple[list[Doubt], Met
     """What is to be doubted of an attack of many steps, once it is done."""
     kind = ATTACKS.load(check.id)
     price = kind().price(case.domain.classes)
-    iterative = Access.GRADIENTS in kind.card.needs and not kind.card.joint and price.gradients > SEVERAL
+    # one that matches features does not climb the margin: a step that does may well beat it
+    climbs = not kind.card.joint and Access.FEATURES not in kind.card.needs
+    iterative = result.cost.gradients > 0 and climbs and price.gradients > SEVERAL
     if not iterative or "u" in result.outcomes or result.plan.real.radius == float("inf"):
         return [], Meter()
     held = torch.tensor([i for i, letter in enumerate(result.outcomes) if letter == "h"], dtype=torch.int64)

@@ -51,7 +51,8 @@ class Context:
 
         if check not in ATTACKS:
             return frozenset({"unknown"})
-        return frozenset(ATTACKS.load(check).card.needs.words())
+        card = ATTACKS.load(check).card
+        return frozenset((card.needs | card.takes).words())
 
     def black_box(self, check: str) -> bool:
         return self.access(check) <= BLACK_BOX

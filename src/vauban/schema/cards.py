@@ -30,6 +30,8 @@ class AttackCard(Frozen):
     summary: str
     """One plain sentence for somebody who does not know the field."""
     needs: AccessField = Access.LABELS
+    takes: AccessField = Access.NONE
+    """Rights that it makes use of where they are granted, and does without where they are not."""
     spaces: tuple[str, ...] = ()
     """Spaces it can search (`linf`, `l2`, `l1`, `l0`); empty where it does not move inputs."""
     tasks: tuple[Task, ...] = ("classification",)

@@ -131,6 +131,7 @@ class Cascade:
         id="evasion.cascade",
         name="Cascade",
         summary="Runs attacks and proofs from cheap to dear, each on the inputs that are still undecided.",
+        takes=Access.SCORES | Access.GRADIENTS,
         spaces=("linf", "l2", "l1", "l0"),
         tasks=("classification", "regression"),
         goals=("untargeted", "targeted"),

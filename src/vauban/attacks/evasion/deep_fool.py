@@ -21,6 +21,8 @@ from vauban.schema.cards import AttackCard, Source
 
 COMPARED = 5
 """Classes that the first step compares at most: those of the largest scores."""
+NOTHING = 1e-4
+"""Share of the largest score that counts as a gap still."""
 DUAL = {"linf": 1.0, "l2": 2.0}
 
 
@@ -62,8 +64,10 @@ class _Fool:
             found.see(z, front.rows, look.margin)
             gaps = look.scores.gather(1, true[front.rows, None]) - look.scores.gather(1, wanted)
             order = self._order(scene, z, look.grad, gaps)
-            at, first = torch.arange(len(z), device=z.device), order[:, 0]
-            z = self.move(scene, front.x, z, look.grad[at, first], gaps[at, first], look.margin > 0)
+            at, first, hit = torch.arange(len(z), device=z.device), order[:, 0], look.margin > 0
+            # at least what rounding hides: a gap of nothing would never be crossed
+            least = torch.where(hit, -torch.inf, NOTHING * look.scores.abs().amax(1))
+            z = self.move(scene, front.x, z, look.grad[at, first], torch.maximum(gaps[at, first], least), hit)
             if number == 0:
                 wanted = wanted.gather(1, order[:, : self.classes])
             stay = look.open & self.goes_on(look.margin, number)
