@@ -19,6 +19,7 @@ def configuration() -> dict[str, Any]:
         "settings": {
             "train.pgd": {"epochs": 15, "steps": 4},
             "evasion.apgd": {"steps": 50},
+            "evasion.cascade": {"tier": "screen"},
             "evasion.apgd_targeted": {"steps": 25, "targets": 4},
             "evasion.hop_skip_jump": {"queries": 600},
             "evasion.square": {"queries": 300},
