@@ -58,9 +58,12 @@ def test_needed_is_the_first_count_that_suffices(n: int, rate: float, alpha: flo
 @settings(max_examples=60, deadline=None)
 @given(radius=st.floats(0.001, 3.0), sigma=st.floats(0.1, 2.0))
 def test_rate_and_radius_are_each_others_inverse(radius: float, sigma: float) -> None:
-    found = float(certified_radius(rate_for(radius, sigma), sigma))
-    if rate_for(radius, sigma) < 1 - 1e-9:
-        assert radius <= found <= radius + 1e-6 * sigma
+    rate = rate_for(radius, sigma)
+    found = float(certified_radius(rate, sigma))
+    if rate < 1 - 1e-9:
+        # measured as a probability, for far out in the tail a rounding of the rate is a large step of the radius
+        assert radius <= found
+        assert ndtr(radius / sigma) <= ndtr(found / sigma) <= rate
     assert float(certified_radius(0.5, sigma)) == 0.0
 
 
