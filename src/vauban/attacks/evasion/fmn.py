@@ -36,7 +36,7 @@ class FMN(Minimal):
     Args:
         steps: gradients in all.
         targets: nearest classes to go for, where any class will do.
-        gamma: share by which the radius changes at first, 0 to 1; it falls to a fiftieth on a cosine.
+        gamma: share by which the radius changes at first, 0 to 1 (0.05 in the paper); it falls to a fiftieth on a cosine.
         stride: length of the first step, as a multiple of the distance to the border (in L2, seen from the clean
             input); it falls to a hundredth on a cosine. In Linf steps begin at the radius, whatever the stride.
     """
@@ -58,11 +58,11 @@ class FMN(Minimal):
     )
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"steps": 100, "targets": 1},
-        "deep": {"steps": 2000, "targets": 4},
+        "deep": {"steps": 2000, "targets": 6},
     }
 
-    gamma: float = 0.05
-    stride: float = 2.0
+    gamma: float = 0.1
+    stride: float = 6.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
