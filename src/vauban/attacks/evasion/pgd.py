@@ -41,7 +41,8 @@ class PGD:
         restarts: runs from different random points.
         random_start: start from a point drawn uniformly from the ball instead of the clean input.
         finish: share of the steps that go towards the nearest class at the end, 0 to 0.5; the comparison of classes is
-            paid from them, a step a class, so that a run of few steps compares few classes.
+            paid from them, a step a class, so that a run of few steps compares few classes. Where None: 0.4, or 0 where
+            `step` is given.
         loss: `ce` (cross-entropy), `margin` (difference of logits) or `dlr` (difference of logits ratio).
     """
 
@@ -74,16 +75,21 @@ class PGD:
     decay: bool = True
     restarts: int = 1
     random_start: bool = True
-    finish: float = 0.4
+    finish: float | None = None
     loss: str = "margin"
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
         at_least("restarts", self.restarts, 1)
         above("step", self._mean, 0)
-        at_least("finish", self.finish, 0)
-        at_most("finish", self.finish, 0.5)
+        at_least("finish", self._finish, 0)
+        at_most("finish", self._finish, 0.5)
         one_of("loss", self.loss, LOSSES)
+
+    @property
+    def _finish(self) -> float:
+        # steps of a size that was chosen for the whole run would not get across the ball in a part of it
+        return (0.4 if self.step is None else 0.0) if self.finish is None else self.finish
 
     @property
     def _mean(self) -> float:
@@ -102,7 +108,7 @@ class PGD:
     def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
         """Inputs `[n, ...]` within the radius. Raises BadThreat for an infinite radius."""
         finite_radius(scene, self.card.name)
-        last = round(self.finish * self.steps)
+        last = round(self._finish * self.steps)
         rivals = compared(scene, last - 2)
         for restart in range(self.restarts):
             # the way to the nearest class is the same every time
