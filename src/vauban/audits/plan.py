@@ -291,7 +291,13 @@ def check_threat(threat: ThreatModel, case: Case) -> None:
         raise BadThreat(f"The threat {threat.id!r} has no radius: write a space and a number, such as linf:0.1.")
     space = case.modality.space(threat.room.space, case.domain)
     low, high = (_row(side, case) for side in (case.domain.low, case.domain.high))
-    widest = float(space.distance(high, low))
+    space.frame(case.data.x_test[:1])
+    widest = space.widest(low, high)
+    if threat.room.radius > widest and space.knobs:
+        raise BadThreat(
+            f"The threat {threat.room.text} goes further than {space.name} can ({space.name}:{widest:g}): give a smaller "
+            f"radius, in {space.unit}."
+        )
     if threat.room.radius > widest:
         raise BadThreat(
             f"The threat {threat.room.text} allows more than the whole range of valid inputs ({threat.room.space}:{widest:.4g}), "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
 from vauban.core.rng import Rng
@@ -31,8 +32,44 @@ class Validity:
         return out
 
 
+class Frame(Protocol):
+    """What the points of a space mean for certain inputs `[n, ...]`."""
+
+    @property
+    def start(self) -> Tensor:
+        """The points that change nothing, one a row, `[n, ...]`: the inputs themselves, or knobs at zero."""
+        ...
+
+    def render(self, z: Tensor, rows: Tensor) -> Tensor:
+        """The inputs `[m, ...]` that points `z` `[m, ...]` of rows `[m]` stand for; gives exactly the input at `start`.
+
+        Differentiable wherever small steps have small effects.
+        """
+        ...
+
+
 class Space(Protocol):
-    """Distances and rules between an input `x` and a changed input `z`, both `[n, ...]`."""
+    """Distances and rules between a point `x` that changes nothing and another point `z`, both `[n, ...]`.
+
+    In most spaces a point is an input. In a space of knobs it holds what an attacker may turn (an angle, a brightness), and
+    its frame makes inputs of it; nothing but the frame and who asks the model need know the difference.
+    """
+
+    @property
+    def knobs(self) -> tuple[str, ...]:
+        """What the numbers of a point are called; empty where a point is an input itself."""
+        ...
+
+    def frame(self, x: Tensor, ids: Sequence[int] | np.ndarray | None = None) -> Frame:
+        """The frame of inputs `x` `[n, ...]`, whose numbers in the data are `ids` (0 to n - 1 where None).
+
+        Raises BadThreat where inputs of this shape cannot be changed so.
+        """
+        ...
+
+    def widest(self, low: Tensor, high: Tensor) -> float:
+        """The largest radius that means anything for inputs between rows `low` and `high`, `[1, ...]` each."""
+        ...
 
     @property
     def name(self) -> str: ...
@@ -72,6 +109,23 @@ class Continuous(Space, Protocol):
 
     def sample(self, x: Tensor, radius: Radius, rng: Rng, rows: Tensor) -> Tensor:
         """A random point within `radius` of `x` and inside the box, uniform before the box cuts it."""
+        ...
+
+
+class Knobbed(Continuous, Protocol):
+    """A space whose points are knobs: few enough to try them all."""
+
+    @property
+    def smooth(self) -> bool:
+        """Small turns have small effects; otherwise there is nothing between the points of a lattice."""
+        ...
+
+    def lattice(self, start: Tensor, radius: float, most: int) -> Tensor:
+        """At most about `most` points `[p, ...]` that cover what lies within `radius` of a row of `start`, the farthest first."""
+        ...
+
+    def told(self, z: Tensor) -> list[str]:
+        """In words, which knobs are turned at points `z` `[m, ...]`."""
         ...
 
 

@@ -96,7 +96,7 @@ def _clean(case: Case) -> Tensor:
 
 def searched(plan: Plan, space: Continuous) -> Continuous:
     """The space of a search: within the range in which the model answers."""
-    if plan.limits is None:
+    if plan.limits is None or space.knobs:
         return space
     low, high = plan.limits
     bounded: Continuous = replace(space, low=low, high=high)  # type: ignore[type-var]

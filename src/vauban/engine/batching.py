@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vauban.core.target import Outputs, Target, TorchBacked
 from vauban.parts.batching import micro_batch
+from vauban.parts.frames import Render, as_is
 
 __all__ = ["answers", "filled", "grain", "micro_batch", "slices"]
 
@@ -35,10 +36,22 @@ def filled(x: Tensor, multiple: int) -> Tensor:
     return torch.cat([x, x[:1].expand(short, *x.shape[1:])]) if short else x
 
 
-def answers(target: Target, x: Tensor, size: int | None = None) -> Outputs:
-    """The target's answers to `x` `[n, ...]`, without gradients, in micro-batches, each row rounded as in any batch."""
-    size = size or micro_batch(target, x)
+def answers(
+    target: Target, x: Tensor, size: int | None = None, render: Render = as_is, rows: Tensor | None = None
+) -> Outputs:
+    """The target's answers to `x` `[n, ...]`, without gradients, in micro-batches, each row rounded as in any batch.
+
+    `render` makes inputs of points `x` of rows `rows` (0 to n - 1 where None).
+    """
+    rows = torch.arange(len(x), device=x.device) if rows is None else rows
+    if size is None:
+        first = render(x[:1], rows[:1])
+        size = micro_batch(target, first.expand(len(x), *first.shape[1:]))
     multiple = grain(target)
+
+    def asked(cut: slice) -> Outputs:
+        return target.forward(render(filled(x[cut], multiple), filled(rows[cut], multiple)))[: cut.stop - cut.start]
+
     with torch.no_grad():
-        parts = [target.forward(filled(x[cut], multiple))[: cut.stop - cut.start] for cut in slices(len(x), size)]
+        parts = [asked(cut) for cut in slices(len(x), size)]
     return Outputs(torch.cat([part.values for part in parts]), parts[0].kind)

@@ -16,7 +16,7 @@ from vauban.core.attack import EvasionScene
 from vauban.core.goal import Goal
 from vauban.core.registry import configure
 from vauban.core.rng import Rng
-from vauban.core.space import Continuous
+from vauban.core.space import Continuous, Frame
 from vauban.engine.adaptive import afterwards, concluded, own_random, planned, searched, spent
 from vauban.engine.batching import slices
 from vauban.engine.case import Case, Check, Outcome
@@ -34,6 +34,7 @@ from vauban.parts.goals import ClassAs, Misclassify, Shift
 from vauban.schema.access import Access
 from vauban.schema.errors import BadThreat, Limit
 from vauban.schema.log import Attempt, Cost, Curve, Doubt, Series
+from vauban.schema.threat import NORMS
 
 RADII = {
     "smoke": (0.5, 1.0, 2.0),
@@ -42,6 +43,8 @@ RADII = {
 }
 FALLBACK = "evasion.square"
 """Attacks by scores alone what was held although gradients were doubtful."""
+NEAR = 0.05
+"""Share of the inputs' range in which a model is asked about its gradients where the attacker turns knobs."""
 SEVERAL = 15
 """An attack of more gradients than this is one of many steps."""
 
@@ -77,7 +80,7 @@ def run(check: Check, case: Case, *, radius: float | None = None, closed: Tensor
     white = Access.GRADIENTS in attack_class.card.needs | takes
     prover = LazyProver(case.target, goal, space, radius, case.data.x_test)
     with own_random(case, check.id, check.threat.id):
-        plan = planned(check, case, goal, space, _radius(check), white)
+        plan = planned(check, case, goal, *_asked_in(space, _radius(check), case), white)
         attack = _fitted(attack, plan, settings)
         pieces = [
             _attack_rows(attack, plan, goal, space, radius, check, case, rows, prover)
@@ -133,7 +136,9 @@ def _attack_rows(
     rows: Tensor,
     prover: Prover,
 ) -> Piece:
-    x = case.data.x_test[rows]
+    ids = np.asarray(case.data.ids)[rows.numpy()]
+    frame = space.frame(case.data.x_test[rows], ids)
+    x = frame.start
     space, aim = searched(plan, space), plan.goal(subset(goal, rows))
     oracle = MeteredOracle(
         plan.target,
@@ -147,12 +152,14 @@ def _attack_rows(
         deadline=case.deadline,
         progress=lambda done, total: case.progress(done, total, check.id),
         prover=prover,
+        render=frame.render,
     )
     late, facts, found, returned = False, {}, None, None
     try:
         oracle.begin()
-        scene = EvasionScene(oracle, x, space, radius, case.domain.classes, case.data.x_train)
-        artefact = attack(scene, Rng(case.seed_for(check.id, check.threat.id), np.asarray(case.data.ids)[rows.numpy()]))
+        donors = None if space.knobs else case.data.x_train
+        scene = EvasionScene(oracle, x, space, radius, case.domain.classes, donors)
+        artefact = attack(scene, Rng(case.seed_for(check.id, check.threat.id), ids))
         facts, returned = artefact.facts, artefact.x
         found = returned if attack.card.joint else None
     except Limit:  # what was found until then counts; a spent budget is the threat's own bound, a deadline is not
@@ -161,7 +168,7 @@ def _attack_rows(
     lost = 0
     if found is None:
         found = torch.where(leads.reshape(-1, *[1] * (x.dim() - 1)), oracle.best.x, oracle.best.x if plan.lead else x)
-        lost = _lost(plan, aim, oracle.best.reached, returned, oracle)
+        lost = _lost(plan, aim, oracle.best.reached, returned, oracle, frame)
     spent = oracle.spent
     return Piece(
         rows,
@@ -177,13 +184,15 @@ def _attack_rows(
     )
 
 
-def _lost(plan: Plan, aim: Goal, reached: Tensor, returned: Tensor | None, oracle: MeteredOracle) -> int:
+def _lost(plan: Plan, aim: Goal, reached: Tensor, returned: Tensor | None, oracle: MeteredOracle, frame: Frame) -> int:
     """Rows whose success the oracle saw, and whose point in the attack's own hands is none."""
     if returned is None or not len(returned):
         return 0
     other = reached & (returned != oracle.best.x).flatten(1).any(1)
     rows = other.nonzero().flatten()
-    return int((margins(plan.target, subset(aim, rows), returned[rows]) <= 0).sum()) if len(rows) else 0
+    if not len(rows):
+        return 0
+    return int((margins(plan.target, subset(aim, rows), frame.render(returned[rows], rows)) <= 0).sum())
 
 
 def _batches(attack_class: Any, case: Case, closed: Tensor | None) -> list[Tensor]:
@@ -207,7 +216,8 @@ def _gather(
     proved: bool,
 ) -> Run:
     clean, aim = case.data.x_test, plan.goal(goal)
-    x, closest, n = clean.clone(), clean.clone(), len(clean)
+    frame = space.frame(clean, case.data.ids)
+    x, closest, n = frame.start.clone(), frame.start.clone(), len(clean)
     queries, gradients = torch.zeros(n, dtype=torch.int64), 0
     late, certified, claimed = (torch.zeros(n, dtype=torch.bool) for _ in range(3))
     for piece in pieces:
@@ -219,11 +229,11 @@ def _gather(
         certified[piece.rows] = piece.certified
         claimed[piece.rows] = piece.reached
     clean_margin = margins(plan.judge, aim, clean)
-    found = verify(plan.judge, aim, space, case.modality, case.domain, x, clean, radius)
+    found = verify(plan.judge, aim, space, case.modality, case.domain, x, frame, clean, radius)
     wrong = clean_margin > 0
     letters = [_letter(*one) for one in zip(*map(Tensor.tolist, (wrong, found.broken, certified, late)), strict=True)]
     return Run(
-        x=torch.where(found.broken.reshape(-1, *[1] * (x.dim() - 1)), x, clean),
+        x=torch.where(found.broken.reshape(-1, *[1] * (clean.dim() - 1)), found.x, clean),
         outcomes="".join(letters),
         margin=found.margin,
         distance=found.distance,
@@ -236,7 +246,6 @@ def _gather(
         facts=pieces[0].facts if len(pieces) == 1 else {},
         proved=proved,
         plan=plan,
-        tried=x,
         closest=closest,
         claimed=claimed & ~wrong,
         lost=sum(piece.lost for piece in pieces),
@@ -255,7 +264,7 @@ def examine(check: Check, case: Case) -> Outcome:
     result = run(check, case)
     card = ATTACKS.load(check.id).card
     curve, zero = _security_curve(check, case, result) if card.curve else (None, [])
-    numbers = measurements(result, check.threat.room.space, case)
+    numbers = measurements(result, _unit(_space(check, case)), case)
     late = result.outcomes.count("u")
     after, meter = _afterwards(check, case, result)
     attempt = Attempt(
@@ -285,6 +294,8 @@ def _afterwards(check: Check, case: Case, result: Run) -> tuple[list[Doubt], Met
     price = kind().price(case.domain.classes)
     # one that matches features does not climb the margin: a step that does may well beat it
     climbs = not kind.card.joint and Access.FEATURES not in kind.card.needs
+    # knobs cannot be asked about as inputs can, and few of them leave little to doubt
+    climbs = climbs and not _space(check, case).knobs
     iterative = result.cost.gradients > 0 and climbs and price.gradients > SEVERAL
     if not iterative or "u" in result.outcomes or result.plan.real.radius == float("inf"):
         return [], Meter()
@@ -308,11 +319,15 @@ def _security_curve(check: Check, case: Case, result: Run) -> tuple[Curve, list[
     right = [letter != "w" for letter in letters]
     points: list[tuple[float, float]] = [(0.0, sum(right) / len(right))]
     closed = ~torch.tensor(right)
+    space = _space(check, case)
+    farthest = space.widest(space.low, space.high) if space.knobs else float("inf")
     quiet = replace(case, progress=lambda *_: None)
     there = getattr(ATTACKS.load(check.id), "elsewhere", {})
     check = replace(check, settings={**check.settings, **there})
     for factor in RADII[case.profile]:
         case.check_time()
+        if base * factor > farthest:
+            continue
         if factor == 1.0:
             now = torch.tensor([letter in "wb" for letter in letters])
         else:
@@ -322,7 +337,7 @@ def _security_curve(check: Check, case: Case, result: Run) -> tuple[Curve, list[
         closed = closed | now
         points.append((base * factor, 1 - float(closed.to(torch.float64).mean())))
     intervals = [rate("", round(a * len(letters)), len(letters)) for _, a in points]
-    unit = check.threat.room.space if check.threat.room else ""
+    unit = _unit(_space(check, case))
     series = Series(
         label=check.id,
         x=[r for r, _ in points],
@@ -339,6 +354,19 @@ def _security_curve(check: Check, case: Case, result: Run) -> tuple[Curve, list[
         reading=f"At radius {base:g} the model is right on {dict(points)[base]:.0%} of the inputs, without an attack on {points[0][1]:.0%}.",
     )
     return curve, [curve_monotone([a for _, a in points])]
+
+
+def _asked_in(space: Continuous, radius: float, case: Case) -> tuple[Continuous, float]:
+    """The room in which the model is asked what may be wrong with its gradients: inputs, also where knobs are searched."""
+    if not space.knobs:
+        return space, radius
+    seen = case.data.x_test
+    return case.modality.space("linf", case.domain), NEAR * float(seen.max() - seen.min())
+
+
+def _unit(space: Continuous) -> str:
+    """What a radius is counted in: the norms are their own units."""
+    return space.name if space.name in NORMS else space.unit
 
 
 def _space(check: Check, case: Case) -> Continuous:

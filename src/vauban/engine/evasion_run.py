@@ -35,8 +35,6 @@ class Run:
     """Proofs were tried, whether or not one was found."""
     plan: Plan
     """How the attack was changed by what was doubted."""
-    tried: Tensor
-    """The points that were verified, `[n, ...]`."""
     closest: Tensor
     """The best points that the search saw, `[n, ...]`."""
     claimed: Tensor

@@ -14,6 +14,7 @@ from vauban.core.oracle import Best, Look, Loss, Slopes, Spent
 from vauban.core.space import Continuous
 from vauban.core.target import Featured, OutputKind, Outputs, Target
 from vauban.engine.batching import answers, filled, grain, micro_batch, slices
+from vauban.parts.frames import Render, as_is
 from vauban.parts.losses import as_logits
 from vauban.schema.access import EVERYTHING, Access
 from vauban.schema.errors import BadTarget, Limit, NotOffered
@@ -43,7 +44,7 @@ class MeteredOracle:
         target: the model; needs at least `access & target.offers`.
         goal: what counts as success.
         space: distance and box.
-        x: clean inputs `[n, ...]`.
+        x: where nothing is changed, `[n, ...]`: clean inputs, or knobs at zero.
         radius: how far points may be; inf together with `nearest=True`.
         access: what the threat model grants.
         budget: per-sample limits on queries and gradients.
@@ -52,6 +53,7 @@ class MeteredOracle:
         deadline: `time.monotonic()` after which every call raises Limit.
         progress: told (rows decided, rows) after each call.
         prover: proves rows robust, where that is possible.
+        render: makes inputs of points (`Frame.render`), for they alone are shown to the target.
     """
 
     def __init__(
@@ -69,12 +71,14 @@ class MeteredOracle:
         deadline: float | None = None,
         progress: Callable[[int, int], None] | None = None,
         prover: Prover | None = None,
+        render: Render = as_is,
     ) -> None:
         self.goal, self.nearest = goal, nearest
         self._target, self._space, self._x, self._radius = target, space, x, radius
         self.grants = access & target.offers
         self._budget = budget or Budget()
-        self._size = micro_batch or _size(target, x)
+        self._render = render
+        self._size = micro_batch or self._suited()
         self._grain = grain(target)
         self._deadline, self._progress, self._prover = deadline, progress, prover
         n, device = len(x), x.device
@@ -138,7 +142,7 @@ class MeteredOracle:
         self._need(Access.GRADIENTS)
 
         def look(leaf: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-            out = self._target.forward(leaf)
+            out = self._target.forward(self._render(leaf, part))
             value = loss(out, part)
             margin = value if loss == self.goal.margin else self.goal.margin(out, part)
             return value, self._past_rounding(out, margin)
@@ -154,8 +158,9 @@ class MeteredOracle:
         for cut in slices(len(x), self._size):
             count = cut.stop - cut.start
             leaf = filled(x[cut], self._grain).detach().requires_grad_(True)
+            part = filled(rows[cut], self._grain)
             with torch.enable_grad():
-                out = self._target.forward(leaf)
+                out = self._target.forward(self._render(leaf, part))
                 z = as_logits(out)
                 gaps = z.gather(1, filled(classes[cut], self._grain)) - z.gather(
                     1, filled(base[cut, None], self._grain)
@@ -164,7 +169,7 @@ class MeteredOracle:
                 for column in range(many):
                     slope = _slope(gaps[:, column], leaf, again=column + 1 < many)
                     grad[cut, column] = 0 if slope is None else slope[:count]
-                margin = self._past_rounding(out, self.goal.margin(out, filled(rows[cut], self._grain)))
+                margin = self._past_rounding(out, self.goal.margin(out, part))
                 margins.append(margin.detach()[:count])
             scores.append(z.detach()[:count])
         margin = torch.cat(margins).to(self.best.margin.dtype)
@@ -186,7 +191,9 @@ class MeteredOracle:
         target = self._featured()
         with torch.no_grad():
             found = [
-                target.forward_features(filled(x[cut], self._grain))[1][: cut.stop - cut.start]
+                target.forward_features(self._render(filled(x[cut], self._grain), filled(rows[cut], self._grain)))[1][
+                    : cut.stop - cut.start
+                ]
                 for cut in slices(len(x), self._size)
             ]
         self._charge(rows, queries=1)
@@ -197,7 +204,7 @@ class MeteredOracle:
         target = self._featured()
 
         def look(leaf: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-            out, features = target.forward_features(leaf)
+            out, features = target.forward_features(self._render(leaf, part))
             return loss(Outputs(features, "values"), part), self.goal.margin(out, part)
 
         return self._differentiate(look, x, rows)
@@ -229,7 +236,7 @@ class MeteredOracle:
 
     def _answers(self, x: Tensor, rows: Tensor) -> Outputs:
         self._admit(rows)
-        out = answers(self._target, x, self._size)
+        out = answers(self._target, x, self._size, self._render, rows)
         self._charge(rows, queries=1)
         return out
 
@@ -348,6 +355,13 @@ class MeteredOracle:
         self.spent.queries += queries * times
         self.spent.gradients += gradients * times
 
+    def _suited(self) -> int:
+        """Rows per forward pass, by the size of an input."""
+        if not len(self._x):
+            return 1
+        first = self._render(self._x[:1], torch.zeros(1, dtype=torch.int64, device=self._x.device))
+        return micro_batch(self._target, first.expand(len(self._x), *first.shape[1:]))
+
     def _featured(self) -> Featured:
         if not isinstance(self._target, Featured):
             raise BadTarget("The target offers features but cannot read them: this is a defect of the target.")
@@ -360,7 +374,3 @@ def _slope(value: Tensor, leaf: Tensor, again: bool = False) -> Tensor | None:
         return None
     found: Tensor | None = torch.autograd.grad(value.sum(), leaf, allow_unused=True, retain_graph=again)[0]
     return found
-
-
-def _size(target: Target, x: Tensor) -> int:
-    return micro_batch(target, x) if len(x) else 1

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vauban.core.goal import Goal
-from vauban.core.space import Continuous, Modality
+from vauban.core.space import Continuous, Frame, Modality
 from vauban.core.target import Domain, Target
 from vauban.engine.batching import answers
 from vauban.engine.oracle import slack
@@ -18,6 +18,8 @@ from vauban.engine.oracle import slack
 class Verified:
     """What a fresh look found, all `[n]`."""
 
+    x: Tensor
+    """The inputs that were looked at, `[n, ...]`."""
     margin: Tensor
     distance: Tensor
     """float64, in the space's own unit."""
@@ -37,19 +39,28 @@ def verify(
     space: Continuous,
     modality: Modality,
     domain: Domain,
-    x: Tensor,
+    points: Tensor,
+    frame: Frame,
     clean: Tensor,
     radius: float,
 ) -> Verified:
-    """Re-score `x` `[n, ...]` on the target itself, outside every oracle, and re-check the constraint in float64."""
+    """Re-score `points` `[n, ...]` on the target itself, outside every oracle, and re-check the constraint in float64.
+
+    Inputs are rendered once more from their points. Where points are knobs, the distance is theirs, and saving changes none.
+    """
+    x = frame.render(points, torch.arange(len(points), device=points.device))
     margin = margins(target, goal, x)
-    distance = space.distance(x, clean)
-    room = radius + slack(radius, clean) if radius != float("inf") else radius
-    admissible = space.allowed(x, clean).all & (distance <= room) & torch.isfinite(margin)
+    distance = space.distance(points, frame.start)
+    room = radius + slack(radius, frame.start) if radius != float("inf") else radius
+    admissible = space.allowed(points, frame.start).all & (distance <= room) & torch.isfinite(margin)
     stored = modality.stored(x, clean, domain)
-    near = space.distance(stored, clean) <= room
-    survives = near & space.allowed(stored, clean).all & (margins(target, goal, stored) > 0)
-    return Verified(margin, distance, admissible, admissible & (margin > 0), stored, survives)
+    if space.knobs:
+        admissible &= modality.space("linf", domain).allowed(x, clean).all
+        near = admissible
+    else:
+        near = (space.distance(stored, clean) <= room) & space.allowed(stored, clean).all
+    survives = near & (margins(target, goal, stored) > 0)
+    return Verified(x, margin, distance, admissible, admissible & (margin > 0), stored, survives)
 
 
 def margins(target: Target, goal: Goal, x: Tensor) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vauban.core.rng import Rng
-from vauban.core.space import Radius, Validity
+from vauban.core.space import Frame, Radius, Validity
+from vauban.parts.frames import Plain
 from vauban.parts.lp import l1_threshold, l2_scale
 
 Projector = Callable[[Tensor], Tensor]
@@ -43,6 +45,15 @@ class LpBall(ABC):
     name: ClassVar[str]
     unit: ClassVar[str] = "input units"
     order: ClassVar[float]
+    knobs: ClassVar[tuple[str, ...]] = ()
+
+    def frame(self, x: Tensor, ids: Sequence[int] | np.ndarray | None = None) -> Frame:
+        """Points are inputs."""
+        return Plain(x)
+
+    def widest(self, low: Tensor, high: Tensor) -> float:
+        """From the lowest valid input to the highest."""
+        return float(self.distance(high, low))
 
     def __post_init__(self) -> None:
         low, high = (torch.as_tensor(side, dtype=torch.float32) for side in (self.low, self.high))

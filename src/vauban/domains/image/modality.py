@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+from typing import ClassVar
 
 import numpy as np
 import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
+from vauban.core.space import Continuous
 from vauban.core.target import Domain
 from vauban.domains.box import Boxed, edges
+from vauban.domains.image.spaces import PICTURES
 from vauban.parts import distances
 from vauban.schema.log import Exhibit, Picture
 
@@ -24,6 +27,11 @@ class Image(Boxed):
     """Grey (1 channel), colour (3), or any other number of channels (shown as their mean)."""
 
     kind = "image"
+    spaces: ClassVar[tuple[str, ...]] = (*Boxed.spaces, *PICTURES)
+
+    def space(self, name: str, domain: Domain) -> Continuous:
+        """The ball or the picture space of that name."""
+        return PICTURES[name](*edges(domain)) if name in PICTURES else super().space(name, domain)
 
     def looks(self, changed: Tensor, clean: Tensor, domain: Domain) -> dict[str, Tensor]:
         """`ssim`, and for three channels (taken as sRGB) `ciede2000`; nothing where nobody declared the box."""

@@ -1,0 +1,64 @@
+"""Rectangles of a picture: all that are no larger than a share of it, sums over them, the best of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ALL_UP_TO = 64
+"""Sides up to which every shape of a rectangle is tried; in larger pictures thirteen heights, evenly spread by their logarithm."""
+
+
+def shapes(h: int, w: int, share: float) -> list[tuple[int, int]]:
+    """Heights and widths of the rectangles within a picture `h` x `w` that cover at most `share`, none inside another."""
+    area = int(share * h * w * (1 + 1e-9) + 1e-9)
+    heights = range(1, h + 1)
+    if max(h, w) > ALL_UP_TO:
+        heights = sorted({round(float(a)) for a in np.geomspace(max(1, area // w), min(h, area), 13)} if area else ())  # type: ignore[assignment]
+    found = [(a, min(w, area // a)) for a in heights if area >= a]
+    return [(a, b) for a, b in found if not any(c > a and d >= b for c, d in found)]
+
+
+def sums(values: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Sums of `values` `[m, h, w]` over every rectangle of that shape, by its upper left corner, float64."""
+    a, b = shape
+    total = torch.nn.functional.pad(values.double(), (1, 0, 1, 0)).cumsum(1).cumsum(2)
+    return total[:, a:, b:] - total[:, :-a, b:] - total[:, a:, :-b] + total[:, :-a, :-b]
+
+
+def best(values: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    """The rectangles `[m, 4]` (top, left, height, width) with the largest sums of `values` `[m, h, w]`, and the sums."""
+    top = torch.full((len(values),), -torch.inf, dtype=torch.float64, device=values.device)
+    box = torch.zeros(len(values), 4, dtype=torch.int64, device=values.device)
+    for a, b in sizes:
+        found = sums(values, (a, b))
+        gain, place = found.flatten(1).max(1)
+        here = torch.stack(
+            [place // found.shape[2], place % found.shape[2], torch.full_like(place, a), torch.full_like(place, b)], 1
+        )
+        # sums are differences of running sums, so that equal ones may differ in their last digits
+        better = gain > top + 1e-12 * top.abs().nan_to_num(0, 0, 0)
+        top, box = torch.where(better, gain, top), torch.where(better[:, None], here, box)
+    return box, top
+
+
+def covered(boxes: Tensor, h: int, w: int) -> Tensor:
+    """bool `[m, h, w]`: inside the rectangle `[m, 4]`."""
+    top, left, height, width = (part[:, None] for part in boxes.unbind(1))
+    rows, columns = torch.arange(h, device=boxes.device)[None], torch.arange(w, device=boxes.device)[None]
+    down = (rows >= top) & (rows < top + height)
+    right = (columns >= left) & (columns < left + width)
+    return down[:, :, None] & right[:, None, :]
+
+
+def bounding(changed: Tensor) -> Tensor:
+    """int64 `[m]`: pixels of the smallest rectangle around the true places of `changed` `[m, h, w]`; 0 where there is none."""
+    return _extent(changed.any(2)) * _extent(changed.any(1))
+
+
+def _extent(hit: Tensor) -> Tensor:
+    places = torch.arange(hit.shape[1], device=hit.device)[None]
+    last = torch.where(hit, places, -1).amax(1)
+    first = torch.where(hit, places, hit.shape[1]).amin(1)
+    return (last - first + 1).clamp_min(0)
