@@ -61,6 +61,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.square": {"queries": 40},
     "evasion.super_deep_fool": {"steps": 6, "finish": 3},
     "evasion.surfree": {"queries": 150, "starts": 10},
+    "evasion.transfer": {"queries": 40, "members": 2, "training": 60, "steps": 4, "copies": 2, "neighbours": 2},
     "evasion.universal": {"steps": 6},
     "evasion.vmi": {"steps": 4, "neighbours": 2, "diversity": 0.5, "kernel": 3},
     "evasion.zoo": {"queries": 150, "features": 6},

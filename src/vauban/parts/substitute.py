@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vauban.parts.training import fit, quiet_rng
+from vauban.parts.training import Step, fit, quiet_rng
 
 SMALLEST_PICTURE = 8
 
@@ -28,11 +31,15 @@ class Scaled(nn.Module):
         return scores
 
 
-def network(shape: tuple[int, ...], outputs: int, low: Tensor, high: Tensor, seed: int) -> nn.Module:
-    """An untrained network: two convolutions for `[c, h, w]` of at least 8 x 8, two hidden layers for anything else."""
+def network(shape: tuple[int, ...], outputs: int, low: Tensor, high: Tensor, seed: int, variant: int = 0) -> nn.Module:
+    """An untrained network: two convolutions for `[c, h, w]` of at least 8 x 8, two hidden layers for anything else.
+
+    Other `variant`s are of other architectures; there are a few, and then they come round again.
+    """
+    spatial = len(shape) == 3 and min(shape[1:]) >= SMALLEST_PICTURE
+    makers = PICTURE_NETWORKS if spatial else NETWORKS
     with quiet_rng(seed):
-        spatial = len(shape) == 3 and min(shape[1:]) >= SMALLEST_PICTURE
-        body = _convolutional(shape, outputs) if spatial else _dense(shape, outputs)
+        body = makers[variant % len(makers)](shape, outputs)
         return Scaled(body, low.to(torch.float32), high.to(torch.float32))
 
 
@@ -52,13 +59,64 @@ def _convolutional(shape: tuple[int, ...], outputs: int) -> nn.Module:
     )
 
 
+def _strided(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Larger windows and steps instead of pooling."""
+    channels, height, width = shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 24, 5, stride=2, padding=2),
+        nn.ReLU(),
+        nn.Conv2d(24, 48, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(48 * -(-height // 4) * -(-width // 4), 64),
+        nn.ReLU(),
+        nn.Linear(64, outputs),
+    )
+
+
+def _smooth(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """Mean pooling and a smooth activation."""
+    channels, height, width = shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 5, padding=2),
+        nn.GELU(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.GELU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), outputs),
+    )
+
+
 def _dense(shape: tuple[int, ...], outputs: int) -> nn.Module:
-    size = 1
-    for side in shape:
-        size *= side
+    size = math.prod(shape)
     return nn.Sequential(
         nn.Flatten(), nn.Linear(size, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, outputs)
     )
+
+
+def _linear(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), outputs))
+
+
+def _wide(shape: tuple[int, ...], outputs: int) -> nn.Module:
+    """One smooth hidden layer."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 256), nn.GELU(), nn.Linear(256, outputs))
+
+
+NETWORKS: tuple[Callable[[tuple[int, ...], int], nn.Module], ...] = (_dense, _wide, _linear)
+PICTURE_NETWORKS: tuple[Callable[[tuple[int, ...], int], nn.Module], ...] = (_convolutional, _strided, _smooth, _dense)
+
+
+def mixtures(pool: Tensor, count: int, low: Tensor, high: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """`[count, ...]`: random mixtures of two rows of `pool`, shaken by `noise` (a share of the box), inside the box."""
+    where = generator.device
+    pairs = torch.randint(len(pool), (2, count), generator=generator, device=where)
+    share = torch.rand(count, *[1] * (pool.dim() - 1), generator=generator, device=where)
+    shake = torch.randn(count, *pool.shape[1:], generator=generator, device=where) * noise * (high - low)
+    mixed = share * pool[pairs[0]] + (1 - share) * pool[pairs[1]] + shake
+    return mixed.clamp(low, high)
 
 
 def imitate(module: nn.Module, x: Tensor, answers: Tensor, *, seed: int, steps: int, batch_size: int = 64) -> nn.Module:
@@ -68,13 +126,31 @@ def imitate(module: nn.Module, x: Tensor, answers: Tensor, *, seed: int, steps: 
     or real values `[n]` (mean squared error).
     """
     epochs = max(1, round(steps / max(1, -(-len(x) // batch_size))))
+    return fit(
+        module,
+        x,
+        learnable(answers),
+        seed=seed,
+        epochs=epochs,
+        batch_size=batch_size,
+        rate=2e-3,
+        schedule="cosine",
+        step=imitation(answers),
+    )
+
+
+def learnable(answers: Tensor) -> Tensor:
+    return answers.to(torch.float32) if answers.is_floating_point() else answers
+
+
+def imitation(answers: Tensor) -> Step:
+    """The step of `fit` that learns answers of this kind."""
     loss = _value_loss if answers.dim() == 1 and answers.is_floating_point() else F.cross_entropy
 
     def step(module: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         return loss(module(x), y)
 
-    y = answers.to(torch.float32) if answers.is_floating_point() else answers
-    return fit(module, x, y, seed=seed, epochs=epochs, batch_size=batch_size, rate=2e-3, schedule="cosine", step=step)
+    return step
 
 
 def _value_loss(outputs: Tensor, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vauban.core.attack import Price, Replica, TheftScene
 from vauban.core.rng import Rng, derive_seed
-from vauban.parts.substitute import imitate, network
+from vauban.parts.substitute import imitate, mixtures, network
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
 
@@ -94,12 +94,7 @@ class Substitute:
         missing = count - len(own)
         if missing == 0:
             return own
-        pairs = torch.randint(len(pool), (2, missing), generator=generator)
-        share = torch.rand(missing, *[1] * (pool.dim() - 1), generator=generator)
-        low, high = _box(scene, pool)
-        shake = torch.randn(missing, *pool.shape[1:], generator=generator) * self.noise * (high - low)
-        mixed = share * pool[pairs[0]] + (1 - share) * pool[pairs[1]] + shake
-        return torch.cat([own, mixed.clamp(low, high)])
+        return torch.cat([own, mixtures(pool, missing, *_box(scene, pool), self.noise, generator)])
 
 
 def _box(scene: TheftScene, like: Tensor) -> tuple[Tensor, Tensor]:
