@@ -165,8 +165,8 @@ def test_a_patch_is_the_best_rectangle_of_all(seed: int, share: float) -> None:
     nearest = math.inf
     for top in range(h):
         for left in range(w):
-            for a in range(0, h - top + 1):
-                for b in range(0, w - left + 1):
+            for a in range(h - top + 1):
+                for b in range(w - left + 1):
                     if a * b <= share * h * w:
                         other = x.clone()
                         cut = (..., slice(top, top + a), slice(left, left + b))

@@ -1,6 +1,8 @@
-"""Rectangles of a picture: all that are no larger than a share of it, sums over them, the best of them."""
+"""Pictures of any layout, and rectangles in them: all that are no larger than a share of it, sums over them, the best of them."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -8,6 +10,17 @@ from torch import Tensor
 
 ALL_UP_TO = 64
 """Sides up to which every shape of a rectangle is tried; in larger pictures thirteen heights, evenly spread by their logarithm."""
+
+
+def upright(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Pictures `[n, c, h, w]`, `[n, h, w, c]` or `[n, h, w]` as `[n, c, h, w]`, and the way back.
+
+    Channels are the last axis where that has 1, 3 or 4 places and the first has not, as in `parts.distances`.
+    """
+    if x.dim() == 3:
+        return x[:, None], lambda z: z[:, 0]
+    last = x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
+    return (x.movedim(-1, 1), lambda z: z.movedim(1, -1)) if last else (x, lambda z: z)
 
 
 def shapes(h: int, w: int, share: float) -> list[tuple[int, int]]:
@@ -62,3 +75,15 @@ def _extent(hit: Tensor) -> Tensor:
     last = torch.where(hit, places, -1).amax(1)
     first = torch.where(hit, places, hit.shape[1]).amin(1)
     return (last - first + 1).clamp_min(0)
+
+
+def spread(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask `[m, h, w]` for every channel of pictures laid out as `x`."""
+    pictures, back = upright(x)
+    return back(mask[:, None].expand(-1, pictures.shape[1], -1, -1))
+
+
+def walls(g: Tensor, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The way from every pixel to the wall of the box that `g` points to; 1 where there is none."""
+    room = torch.where(g > 0, high - x, x - low).clamp_min(0)
+    return g.sign() * torch.where(room.isfinite(), room, 1.0)

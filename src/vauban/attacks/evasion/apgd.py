@@ -44,7 +44,7 @@ class APGD:
         name="Auto-PGD",
         summary="Follows the gradient with a step size that adapts itself, input by input.",
         needs=Access.LABELS | Access.SCORES | Access.GRADIENTS,
-        spaces=("linf", "l2", "l1"),
+        spaces=("linf", "l2", "l1", "flow"),
         tasks=("classification", "regression"),
         goals=("untargeted", "targeted"),
         curve=True,

@@ -16,12 +16,13 @@ from vauban.schema.cards import AttackCard, Source
 
 @dataclass(frozen=True, kw_only=True)
 class Noise:
-    """Points drawn uniformly from the ball; the first that reaches the goal is kept.
+    """Points drawn uniformly from the room; the first that reaches the goal is kept.
 
     No attack but a baseline: what noise breaks needs no attacker. Labels suffice.
 
     Source: the random-noise baseline asked for by Carlini et al. 2019 (arXiv:1902.06705, section 4.10).
-    Departures: none; uniform in the ball of the threat's norm, then projected into the box.
+    Departures: none; uniform in the ball of the threat's norm, then projected into the box; in spaces of knobs every knob is
+    drawn uniformly, in `patch` a rectangle and what fills it.
 
     Args:
         draws: points tried for each row.
@@ -32,7 +33,23 @@ class Noise:
         name="Uniform noise",
         summary="Adds random noise of the allowed size, several times: what this breaks needs no attacker.",
         needs=Access.LABELS,
-        spaces=("linf", "l2", "l1"),
+        spaces=(
+            "linf",
+            "l2",
+            "l1",
+            "rotation",
+            "translation",
+            "rigid",
+            "flow",
+            "brightness",
+            "contrast",
+            "gamma",
+            "saturation",
+            "hue",
+            "blur",
+            "corruption",
+            "patch",
+        ),
         tasks=("classification", "regression"),
         goals=("untargeted", "targeted"),
         sources=(

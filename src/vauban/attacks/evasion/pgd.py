@@ -51,7 +51,7 @@ class PGD:
         name="Projected gradient descent",
         summary="Follows the gradient of the loss in small steps and never leaves the allowed room.",
         needs=Access.LABELS | Access.SCORES | Access.GRADIENTS,
-        spaces=("linf", "l2", "l1"),
+        spaces=("linf", "l2", "l1", "flow"),
         tasks=("classification", "regression"),
         goals=("untargeted", "targeted"),
         sources=(

@@ -115,7 +115,7 @@ class Universal:
         project, ball = scene.space.within(x, radius), free.within(nought, radius)
         change, best, most = nought, nought, -1
         for number in range(self.steps + 1):
-            if not _affordable(scene.oracle, rows):
+            if not affordable(scene.oracle, rows):
                 break
             z = project(x + change)
             last = number == self.steps
@@ -132,7 +132,7 @@ class Universal:
         return most, best
 
 
-def _affordable(oracle: Oracle, rows: Tensor) -> bool:
+def affordable(oracle: Oracle, rows: Tensor) -> bool:
     """Whether every row may be asked about once more; those decided already are asked as well."""
     spent = ~oracle.open(rows) & ~oracle.best.reached[rows]
     return bool((oracle.left(rows) >= 1).all()) and not bool(spent.any())

@@ -75,7 +75,7 @@ class Corruption(Knobs):
         """Every kind in every severity, the worst first."""
         whole = min(int(radius), SEVERITIES)
         points = [torch.eye(len(self.knobs)) * severity for severity in range(whole, 0, -1)]
-        return torch.cat([torch.zeros(0, len(self.knobs)), *points]).to(start)
+        return torch.cat([torch.zeros(0, len(self.knobs)), *points])[:most].to(start)
 
     def told(self, z: Tensor) -> list[str]:
         top, kind = z.max(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,21 +15,11 @@ from torch import Tensor
 from vauban.core.rng import Rng
 from vauban.core.space import Radius
 from vauban.parts.projections import Linf, per_row
+from vauban.parts.windows import upright
 from vauban.schema.errors import BadThreat
 
 FINEST = 101
 """Settings of one knob that a lattice holds at most."""
-
-
-def upright(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Pictures `[n, c, h, w]`, `[n, h, w, c]` or `[n, h, w]` as `[n, c, h, w]`, and the way back.
-
-    Channels are the last axis where that has 1, 3 or 4 places and the first has not, as in `parts.distances`.
-    """
-    if x.dim() == 3:
-        return x[:, None], lambda z: z[:, 0]
-    last = x.shape[-1] in (1, 3, 4) and x.shape[1] not in (1, 3, 4)
-    return (x.movedim(-1, 1), lambda z: z.movedim(1, -1)) if last else (x, lambda z: z)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from vauban.core.rng import Rng
 from vauban.core.space import Radius
-from vauban.domains.image.knobs import upright
 from vauban.parts import windows
 from vauban.parts.frames import Plain
 from vauban.parts.projections import LpBall, flat_radius
+from vauban.parts.windows import upright
 from vauban.schema.errors import BadThreat
 
 
@@ -65,7 +65,7 @@ class Patch(LpBall):
         return project
 
     def steepest(self, g: Tensor, x: Tensor, radius: Radius) -> Tensor:
-        step = self.walls(g, x)
+        step = windows.walls(g, x, *self.box(x))
         gain = upright(g.double() * step.double())[0].sum(1)
         inside = self._chosen(gain, flat_radius(radius, x.double()), x)
         return torch.where(inside & (g != 0), step, 0)
@@ -85,17 +85,7 @@ class Patch(LpBall):
                 a, b = sizes[int(float(pick[row, 0]) * len(sizes))]
                 down, right = int(float(pick[row, 1]) * (h - a + 1)), int(float(pick[row, 2]) * (w - b + 1))
                 boxes[row] = torch.tensor([down, right, a, b])
-        return torch.where(self.spread(windows.covered(boxes.to(x.device), h, w), x), self.clip(value), x)
-
-    def walls(self, g: Tensor, x: Tensor) -> Tensor:
-        """The way from every pixel to the wall of the box that `g` points to; 1 where there is none."""
-        low, high = self.box(x)
-        room = torch.where(g > 0, high - x, x - low).clamp_min(0)
-        return g.sign() * torch.where(room.isfinite(), room, 1.0)
-
-    def spread(self, mask: Tensor, x: Tensor) -> Tensor:
-        """A mask `[m, h, w]` for every channel of pictures as `x`."""
-        return upright(x)[1](mask[:, None].expand(-1, upright(x)[0].shape[1], -1, -1))
+        return torch.where(windows.spread(windows.covered(boxes.to(x.device), h, w), x), self.clip(value), x)
 
     def _chosen(self, gain: Tensor, share: Tensor, x: Tensor) -> Tensor:
         """bool, as `x`: inside each row's best rectangle."""
@@ -105,4 +95,4 @@ class Patch(LpBall):
             rows, sizes = (share == size).nonzero().flatten(), windows.shapes(h, w, size)
             if sizes:
                 inside[rows] = windows.covered(windows.best(gain[rows], sizes)[0], h, w)
-        return self.spread(inside, x)
+        return windows.spread(inside, x)
