@@ -13,7 +13,9 @@ from torch import nn
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.attack import EvasionScene, Perturbed
 from vauban.core.rng import Rng
+from vauban.core.space import Frame
 from vauban.core.target import Domain
+from vauban.domains.image.spaces import PICTURES
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import ClassAs, Misclassify, ReachValue, Shift
 from vauban.parts.projections import SPACES
@@ -40,6 +42,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.fmn": {"steps": 8},
     "evasion.gen_attack": {"queries": 60},
     "evasion.geoda": {"queries": 150, "probes": 10, "starts": 10},
+    "evasion.grid": {"points": 27, "rounds": 1},
     "evasion.hop_skip_jump": {"queries": 150, "probes": 12, "starts": 10},
     "evasion.jsma": {"steps": 4},
     "evasion.mi_fgsm": {"steps": 4, "diversity": 0.5, "kernel": 3},
@@ -47,6 +50,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.ni_si": {"steps": 4, "copies": 2, "diversity": 0.5, "kernel": 3},
     "evasion.noise": {"draws": 6},
     "evasion.one_pixel": {"queries": 120, "population": 12},
+    "evasion.patch": {"places": 2, "trial": 3, "steps": 4},
     "evasion.pdgd": {"steps": 8},
     "evasion.pdpgd": {"steps": 8},
     "evasion.pgd": {"steps": 8, "restarts": 2},
@@ -63,6 +67,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.surfree": {"queries": 150, "starts": 10},
     "evasion.transfer": {"queries": 40, "members": 2, "training": 60, "steps": 4, "copies": 2, "neighbours": 2},
     "evasion.universal": {"steps": 6},
+    "evasion.universal_patch": {"steps": 6, "places": 2},
     "evasion.vmi": {"steps": 4, "neighbours": 2, "diversity": 0.5, "kernel": 3},
     "evasion.zoo": {"queries": 150, "features": 6},
 }
@@ -97,9 +102,11 @@ STEADY = (
     "evasion.fab",
     "evasion.fgsm",
     "evasion.fmn",
+    "evasion.grid",
     "evasion.jsma",
     "evasion.mi_fgsm",
     "evasion.ni_si",
+    "evasion.patch",
     "evasion.pdgd",
     "evasion.pdpgd",
     "evasion.sigma_zero",
@@ -109,8 +116,27 @@ STEADY = (
 """Draw no random numbers."""
 IDS = [name for name in ATTACKS.ids() if name.startswith("evasion.")]
 SHAPES = {"vector": (12,), "picture": (2, 5, 4), "series": (3, 4)}
-RADIUS = {"linf": 0.12, "l2": 0.4, "l1": 1.2, "l0": 3.0}
-LITTLE = {"l0": 1.0}
+COLOURED = (3, 6, 5)
+"""What spaces of pictures are tried on where any shape will do."""
+RADIUS = {
+    "linf": 0.12,
+    "l2": 0.4,
+    "l1": 1.2,
+    "l0": 3.0,
+    "rotation": 30.0,
+    "translation": 1.0,
+    "rigid": 25.0,
+    "flow": 0.8,
+    "brightness": 0.3,
+    "contrast": 0.9,
+    "gamma": 1.2,
+    "saturation": 2.0,
+    "hue": 60.0,
+    "blur": 1.5,
+    "corruption": 2.5,
+    "patch": 0.14,
+}
+LITTLE = {"l0": 1.0, "patch": 0.04}
 """A radius at which hardly a row is broken, where it is not 0.01."""
 ROWS = 9
 
@@ -129,21 +155,44 @@ def model(shape: tuple[int, ...], outputs: int, values: bool = False) -> TorchTa
     return TorchTarget(module, domain=Domain(task=task), output="values" if values else "logits")
 
 
+PAIRS = [(name, space) for name in IDS for space in ATTACKS.load(name).card.spaces]
+
+
 def first(id: str) -> str:
     """The space to try an attack in where any will do."""
     return ATTACKS.load(id).card.spaces[0]
+
+
+def made(space: str) -> Any:
+    """The space of that name, for inputs from 0 to 1."""
+    return (SPACES | PICTURES)[space](torch.tensor(0.0), torch.tensor(1.0))
+
+
+def usual(space: str) -> tuple[int, ...]:
+    """A shape that it knows."""
+    return (12,) if space in SPACES else COLOURED
+
+
+def lacking(space: str, shape: tuple[int, ...]) -> str:
+    """Why inputs of that shape have no such space; empty where they have."""
+    try:
+        made(space).frame(torch.zeros(1, *shape))
+    except BadThreat as error:
+        return str(error)
+    return ""
 
 
 @dataclass
 class Run:
     oracle: MeteredOracle
     found: Perturbed
+    frame: Frame
 
 
 def attacked(
     id: str,
     *,
-    shape: tuple[int, ...] = (12,),
+    shape: tuple[int, ...] | None = None,
     classes: int = 4,
     space: str | None = None,
     goal: str = "untargeted",
@@ -156,6 +205,7 @@ def attacked(
     settings: dict[str, Any] | None = None,
 ) -> Run:
     space = space or first(id)
+    shape = shape or usual(space)
     g = torch.Generator().manual_seed(8)
     x = torch.rand(ROWS, *shape, generator=g)
     donors = torch.rand(20, *shape, generator=g)
@@ -170,14 +220,23 @@ def attacked(
         ("regression", "targeted"): lambda: ReachValue(answer.values[pick] + 0.5, 0.2),
     }
     radius = RADIUS[space] if radius is None else radius
-    ball = SPACES[space](0.0, 1.0)
+    room = made(space)
+    frame = room.frame(x[pick], pick.numpy())
     oracle = MeteredOracle(
-        target, goals[task, goal](), ball, x[pick], radius, budget=budget, nearest=radius == float("inf")
+        target,
+        goals[task, goal](),
+        room,
+        frame.start,
+        radius,
+        budget=budget,
+        nearest=radius == float("inf"),
+        render=frame.render,
     )
     oracle.begin()
-    scene = EvasionScene(oracle, x[pick], ball, radius, classes if task == "classification" else None, donors)
-    made = ATTACKS.load(id)(**(SMALL[id] if settings is None else settings))
-    return Run(oracle, made(scene, Rng(seed, pick.numpy())))
+    known = classes if task == "classification" else None
+    scene = EvasionScene(oracle, frame.start, room, radius, known, None if room.knobs else donors)
+    attack = ATTACKS.load(id)(**(SMALL[id] if settings is None else settings))
+    return Run(oracle, attack(scene, Rng(seed, pick.numpy())), frame)
 
 
 def test_every_attack_has_a_row_here() -> None:
@@ -210,7 +269,7 @@ def test_bad_settings_are_refused_in_words(id: str) -> None:
 
 @pytest.mark.parametrize("id", IDS)
 def test_leaves_no_trace(id: str) -> None:
-    target = model((12,), 4)
+    target = model(usual(first(id)), 4)
     before = {k: v.clone() for k, v in target.module.state_dict().items()}
     state = torch.random.get_rng_state()
     np_state = np.random.get_state()[1].copy()  # noqa: NPY002
@@ -223,12 +282,10 @@ def test_leaves_no_trace(id: str) -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("space", sorted(SPACES))
-@pytest.mark.parametrize("id", IDS)
+@pytest.mark.parametrize(("id", "space"), PAIRS)
 def test_a_row_is_the_same_alone_in_sevens_and_all_together(id: str, space: str) -> None:
-    card = ATTACKS.load(id).card
-    if card.joint or space not in card.spaces:
-        pytest.skip("attacks samples jointly" if card.joint else f"does not search {space}")
+    if ATTACKS.load(id).card.joint:
+        pytest.skip("attacks samples jointly")
     whole = attacked(id, space=space)
     for size in (1, 7):
         for start in range(0, ROWS, size):
@@ -262,28 +319,33 @@ def test_any_shape_and_number_of_classes(id: str, classes: int, shape: str) -> N
     card = ATTACKS.load(id).card
     if classes < card.min_classes:
         pytest.skip(f"needs {card.min_classes} classes")
-    for space in card.spaces:
+    reasons = {space: lacking(space, SHAPES[shape]) for space in card.spaces}
+    for space in (name for name, reason in reasons.items() if not reason):
         for goal in card.goals:
             run = attacked(id, shape=SHAPES[shape], classes=classes, space=space, goal=goal)
-            assert run.found.x.shape == (ROWS, *SHAPES[shape])
+            assert run.found.x.shape == run.frame.start.shape
             assert run.found.x.dtype == torch.float32
+            shown = run.frame.render(run.found.x, torch.arange(ROWS))
+            assert shown.shape == (ROWS, *SHAPES[shape])
+    if all(reasons.values()):
+        pytest.skip(next(iter(reasons.values())))
 
 
-@pytest.mark.parametrize("space", sorted(SPACES))
-@pytest.mark.parametrize("id", IDS)
+@pytest.mark.parametrize(("id", "space"), PAIRS)
 def test_successes_are_admissible_in_float64_and_real(id: str, space: str) -> None:
-    if space not in ATTACKS.load(id).card.spaces:
-        pytest.skip(f"does not search {space}")
-    run = attacked(id, space=space, radius=2 * RADIUS[space])
-    ball, clean = SPACES[space](0.0, 1.0), attacked("evasion.noise", radius=1e-9).oracle._x
-    hit = run.oracle.best.reached
-    assert bool(hit.any()), "the battery is too weak to see anything"
-    best = run.oracle.best.x[hit]
-    assert bool((ball.distance(best, clean[hit]) <= 2 * RADIUS[space]).all())
-    assert bool(ball.allowed(best, clean[hit]).all.all())
+    radius = 2 * RADIUS[space]
+    run = attacked(id, space=space, radius=radius)
+    room, start = made(space), run.frame.start
+    hit = run.oracle.best.reached.nonzero().flatten()
+    assert len(hit), "the battery is too weak to see anything"
+    best, target = run.oracle.best.x[hit], model(usual(space), 4)
+    assert bool((room.distance(best, start[hit]) <= radius).all())
+    assert bool(room.allowed(best, start[hit]).all.all())
+    clean, shown = run.frame.render(start, torch.arange(ROWS)), run.frame.render(best, hit)
+    assert bool(made("linf").allowed(shown, clean[hit]).all.all())
     with torch.no_grad():
-        truth = model((12,), 4).forward(clean).labels
-        assert bool((model((12,), 4).forward(best).labels != truth[hit]).all())
+        truth = target.forward(clean).labels
+        assert bool((target.forward(shown).labels != truth[hit]).all())
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -291,7 +353,7 @@ def test_seeds_reproduce_and_differ(id: str) -> None:
     """Judged by the points that the model is asked about: different draws may end at the same best point."""
     asked = []
     for seed in (0, 0, 1):
-        target = model((12,), 4)
+        target = model(usual(first(id)), 4)
         points: list[torch.Tensor] = []
         layer = target.module[0]  # type: ignore[index]
         layer.register_forward_pre_hook(lambda _module, inputs, into=points: into.append(inputs[0].detach().clone()))
@@ -306,15 +368,16 @@ def test_seeds_reproduce_and_differ(id: str) -> None:
 def test_decided_rows_cost_nothing_more(id: str) -> None:
     """A model that is wrong from the start is not attacked at all."""
     g = torch.Generator().manual_seed(8)
-    x, ball = torch.rand(ROWS, 12, generator=g), SPACES[first(id)](0.0, 1.0)
-    target = model((12,), 4)
+    shape, room = usual(first(id)), made(first(id))
+    x, target = torch.rand(ROWS, *shape, generator=g), model(shape, 4)
+    frame = room.frame(x)
     with torch.no_grad():
         wrong = (target.forward(x).labels + 1) % 4
-    oracle = MeteredOracle(target, Misclassify(wrong), ball, x, 0.1)
+    oracle = MeteredOracle(target, Misclassify(wrong), room, frame.start, 0.1, render=frame.render)
     oracle.begin()
-    found = ATTACKS.load(id)(**SMALL[id])(EvasionScene(oracle, x, ball, 0.1, 4, x), Rng(0, ROWS))
+    found = ATTACKS.load(id)(**SMALL[id])(EvasionScene(oracle, frame.start, room, 0.1, 4, x), Rng(0, ROWS))
     assert oracle.spent.queries.tolist() == [1] * ROWS
-    assert torch.equal(found.x, x)
+    assert torch.equal(found.x, frame.start)
 
 
 @pytest.mark.parametrize("goal", ["untargeted", "targeted"])
@@ -343,11 +406,13 @@ def test_without_a_radius_there_is_a_nearest_success_or_a_clear_word(id: str) ->
 @pytest.mark.parametrize("id", IDS)
 def test_donors_may_be_missing(id: str) -> None:
     g = torch.Generator().manual_seed(8)
-    x, ball, target = torch.rand(ROWS, 12, generator=g), SPACES[first(id)](0.0, 1.0), model((12,), 4)
+    shape, room = usual(first(id)), made(first(id))
+    x, target = torch.rand(ROWS, *shape, generator=g), model(shape, 4)
+    frame = room.frame(x)
     with torch.no_grad():
         labels = target.forward(x).labels
     radius = 2.5 * RADIUS[first(id)]
-    oracle = MeteredOracle(target, Misclassify(labels), ball, x, radius)
+    oracle = MeteredOracle(target, Misclassify(labels), room, frame.start, radius, render=frame.render)
     oracle.begin()
-    ATTACKS.load(id)(**SMALL[id])(EvasionScene(oracle, x, ball, radius, 4), Rng(0, ROWS))
+    ATTACKS.load(id)(**SMALL[id])(EvasionScene(oracle, frame.start, room, radius, 4), Rng(0, ROWS))
     assert bool(oracle.best.reached.any()) or id == "evasion.noise"

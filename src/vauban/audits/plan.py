@@ -26,7 +26,7 @@ from vauban.engine.gate import Refusal, refusal
 from vauban.schema.cards import AttackCard
 from vauban.schema.errors import BadOption, BadThreat
 from vauban.schema.log import Suppression
-from vauban.schema.threat import ThreatModel
+from vauban.schema.threat import NORMS, ThreatModel
 
 FAMILY_THREATS = {
     "leakage": ThreatModel(id="queries", knows="the model's answers, and data of the same kind"),
@@ -136,7 +136,7 @@ def plan(request: Request, case: Case, profile: Profile, speed: Speed) -> Plan:
     """The units of an audit. Raises UnknownName, BadOption, BadThreat for what the request gets wrong."""
     catalogue = attacks.ATTACKS
     chosen = catalogue.select(request.include, request.exclude)
-    threats = request.threats or default_threats(case.domain, case.data)
+    threats = request.threats or (*default_threats(case.domain, case.data), *_rooms(profile, case))
     for threat in threats:
         check_threat(threat, case)
     families = {name.partition(".")[0] for name in chosen}
@@ -198,15 +198,15 @@ def _unit(
     speed: Speed,
 ) -> Unit:
     key = unit_key(check, identity)
-    no = _left_out(check.id, request, profile) or refusal(card, check.threat, case)
+    no = _left_out(check, card, request, profile) or refusal(card, check.threat, case)
     return Unit(check, key, price(check, case, speed) if no is None else Estimate(), no)
 
 
-def _left_out(id: str, request: Request, profile: Profile) -> Refusal | None:
+def _left_out(check: Check, card: AttackCard, request: Request, profile: Profile) -> Refusal | None:
     """Why the user or the profile does not want this check."""
 
     def names(name: str) -> bool:
-        return id == name or id.startswith(f"{name}.")
+        return check.id == name or check.id.startswith(f"{name}.")
 
     for name, reason in request.exclude.items():
         if names(name):
@@ -214,13 +214,23 @@ def _left_out(id: str, request: Request, profile: Profile) -> Refusal | None:
     if request.include and not any(map(names, request.include)):
         return Refusal("skipped", f"not asked for: this run includes {', '.join(request.include)}")
     # who sets something about a check wants it made
-    if id in request.include or id in request.settings:
+    if check.id in request.include or check.id in request.settings:
         return None
-    if id in profile.left_out:
+    if check.id in profile.left_out:
         return Refusal("skipped", f"the profile {profile.id} leaves it out: use --profile standard")
-    if id.startswith("evasion.") and id not in profile.evasion:
-        return Refusal("skipped", f"the profile {profile.id} leaves it to evasion.cascade: ask with --include {id}")
-    return None
+    return _left_to_others(check, card, profile) if card.spaces else None
+
+
+def _left_to_others(check: Check, card: AttackCard, profile: Profile) -> Refusal | None:
+    """Which attacks the profile makes in the place of this one."""
+    space = check.threat.room.space if check.threat.room else ""
+    known = space in NORMS
+    made = profile.evasion if known else profile.beyond
+    # nobody stands for an attack that has nothing to search here
+    if check.id in made or (space not in card.spaces and (not known or check.id in profile.beyond)):
+        return None
+    others = "evasion.cascade" if known else "the attacks made for such rooms"
+    return Refusal("skipped", f"the profile {profile.id} leaves it to {others}: ask with --include {check.id}")
 
 
 def unit_key(check: Check, identity: Mapping[str, Any]) -> str:
@@ -275,6 +285,11 @@ def default_threats(domain: Domain, data: Data) -> tuple[ThreatModel, ...]:
         raise BadThreat("No feature of the data varies, so there is no room to search: name one with --threat.")
     step = 0.25 * float(spread.median())
     return (_threat("linf", step), _threat("l2", step * math.sqrt(len(spread))))
+
+
+def _rooms(profile: Profile, case: Case) -> tuple[ThreatModel, ...]:
+    """What a profile adds for pictures."""
+    return tuple(map(ThreatModel.of, profile.rooms)) if case.domain.kind == "image" else ()
 
 
 def _threat(space: str, radius: float) -> ThreatModel:

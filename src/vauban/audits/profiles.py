@@ -19,6 +19,10 @@ class Profile:
     """Time budget; what is left then is inconclusive, never passed. None means no limit."""
     evasion: tuple[str, ...]
     """Attacks on inputs that it makes unasked; the cascade stands for those that it is made of."""
+    beyond: tuple[str, ...]
+    """The same, where the room is none that the cascade searches: knobs, patches."""
+    rooms: tuple[str, ...]
+    """Rooms of pictures that it adds to the norms where the user names none."""
     left_out: tuple[str, ...]
     """Checks that take too long for this profile; they stand in the log as skipped."""
     text: str
@@ -28,6 +32,8 @@ BASELINES = ("evasion.noise", "evasion.fgsm", "evasion.cascade")
 """What an attack has to beat, and the strongest there is."""
 OTHER_WAYS = ("evasion.square", "evasion.hop_skip_jump", "evasion.universal", "evasion.feature")
 """Attackers who see less, and ways in that a radius around each input does not show."""
+BEYOND = ("evasion.noise", "evasion.grid", "evasion.apgd", "evasion.patch", "evasion.universal_patch")
+"""For rooms that are no norm: every setting of few knobs, gradients for many, patches."""
 
 PROFILES: dict[str, Profile] = {
     p.id: p
@@ -37,6 +43,8 @@ PROFILES: dict[str, Profile] = {
             samples=64,
             seconds=60,
             evasion=BASELINES,
+            beyond=BEYOND,
+            rooms=(),
             left_out=("leakage.lira", "leakage.rmia"),
             text="under a minute: is anything plainly broken? No reference models, no decision-based attack.",
         ),
@@ -45,6 +53,8 @@ PROFILES: dict[str, Profile] = {
             samples=256,
             seconds=1800,
             evasion=(*BASELINES, *OTHER_WAYS),
+            beyond=BEYOND,
+            rooms=(),
             left_out=(),
             text="up to half an hour: every check at the settings its authors recommend.",
         ),
@@ -53,6 +63,8 @@ PROFILES: dict[str, Profile] = {
             samples=1000,
             seconds=None,
             evasion=(*BASELINES, *OTHER_WAYS, "evasion.fmn", "evasion.rays", "evasion.surfree"),
+            beyond=BEYOND,
+            rooms=("rigid:30", "corruption:3"),
             left_out=(),
             text="no time limit: more samples, more steps, more restarts, more reference models.",
         ),
