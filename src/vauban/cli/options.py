@@ -40,7 +40,10 @@ TrustPickle = Annotated[
 Threats = Annotated[
     list[str] | None,
     typer.Option(
-        "--threat", help="Room to move an input in: linf:0.1, l2:1.5, linf:8/255; repeatable.", rich_help_panel=RUN
+        "--threat",
+        help="Room to move an input in: linf:0.1, l2:1.5, linf:8/255, and for pictures rotation:30, flow:0.5, patch:0.05 "
+        "and others; repeatable.",
+        rich_help_panel=RUN,
     ),
 ]
 Include = Annotated[

@@ -142,8 +142,11 @@ class Modality(Protocol):
         """The space of that name; raises BadThreat where this kind of data has none."""
         ...
 
-    def stored(self, x: Tensor, clean: Tensor, domain: Domain) -> Tensor:
-        """`x` as it would be after saving: rounded to the grid, towards `clean` so that no budget is overrun."""
+    def stored(self, x: Tensor, clean: Tensor | None, domain: Domain) -> Tensor:
+        """`x` as it would be after saving: rounded to the grid, towards `clean` so that no budget is overrun.
+
+        To the nearest where `clean` is None, because the distance is not one between inputs.
+        """
         ...
 
     def looks(self, changed: Tensor, clean: Tensor, domain: Domain) -> dict[str, Tensor]:

@@ -29,22 +29,25 @@ class Boxed:
         low, high = edges(domain)
         return SPACES[name](low, high)
 
-    def stored(self, x: Tensor, clean: Tensor, domain: Domain) -> Tensor:
+    def stored(self, x: Tensor, clean: Tensor | None, domain: Domain) -> Tensor:
         """`x` on the grid of multiples of `domain.step`, each coordinate rounded towards `clean`.
 
         Changes only shrink, so that no norm grows; where `clean` itself lies off the grid, a coordinate may end up to
-        one step on its other side. Without a step, `x` as it is.
+        one step on its other side. To the nearest where `clean` is None. Without a step, `x` as it is.
         """
         if domain.step is None:
             return x
         per_unit = 1.0 / domain.step
         per_unit = round(per_unit) if abs(per_unit - round(per_unit)) < 1e-6 else per_unit
-        exact, origin = x.double() * per_unit, clean.double() * per_unit
+        low, high = (side.to(x) for side in edges(domain))
+        exact = x.double() * per_unit
+        if clean is None:
+            return (torch.round(exact) / per_unit).to(x).clamp(low, high)
+        origin = clean.double() * per_unit
         # float32 coordinates that stand for a grid point miss it by a few units in the last place
         blur = 4 * torch.finfo(x.dtype).eps * exact.abs().clamp_min(1)
         level = torch.where(exact >= origin, torch.floor(exact + blur), torch.ceil(exact - blur))
         still = (level - origin).abs() <= blur
-        low, high = (side.to(x) for side in edges(domain))
         return torch.where(still, clean, (level / per_unit).to(x)).clamp(low, high)
 
     def looks(self, changed: Tensor, clean: Tensor, domain: Domain) -> dict[str, Tensor]:

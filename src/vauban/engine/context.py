@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vauban.attacks.catalog import ATTACKS
@@ -49,10 +50,11 @@ class HouseContext:
 
         def run(target: Target, x: Tensor, y: Tensor, rng: Rng, domain: Domain) -> Tensor:
             goal: Goal = Shift(y, 0.5 * float(y.std())) if domain.task == "regression" else Misclassify(y)
-            oracle = MeteredOracle(target, goal, space, x, radius)
+            frame, rows = space.frame(x), torch.arange(len(x), device=x.device)
+            oracle = MeteredOracle(target, goal, space, frame.start, radius, render=frame.render)
             oracle.begin()
-            attack(EvasionScene(oracle, x, space, radius, domain.classes), rng)
-            return oracle.best.x
+            attack(EvasionScene(oracle, frame.start, space, radius, domain.classes), rng)
+            return frame.render(oracle.best.x, rows)
 
         return run
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -32,6 +32,11 @@ class Verified:
     survives: Tensor
     """Still broken after saving (8-bit rounding where the domain has a grid)."""
 
+    def joined(self, rows: Tensor, look: Verified, which: Tensor) -> Verified:
+        """With what a later look found at `rows` `[k]`: its rows `which`, bool with k true."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Verified(**{name: mine.index_copy(0, rows, getattr(look, name)[which]) for name, mine in kept.items()})
+
 
 def verify(
     target: Target,
@@ -53,7 +58,7 @@ def verify(
     distance = space.distance(points, frame.start)
     room = radius + slack(radius, frame.start) if radius != float("inf") else radius
     admissible = space.allowed(points, frame.start).all & (distance <= room) & torch.isfinite(margin)
-    stored = modality.stored(x, clean, domain)
+    stored = modality.stored(x, None if space.knobs else clean, domain)
     if space.knobs:
         admissible &= modality.space("linf", domain).allowed(x, clean).all
         near = admissible

@@ -14,6 +14,7 @@ from vauban.rules.score import Score
 from vauban.rules.standards import standards
 from vauban.schema.cards import RuleCard
 from vauban.schema.log import Attempt, DataInfo, Evidence, Finding, Measurement, TargetInfo
+from vauban.schema.threat import NORMS
 
 Numbered = tuple[int, Attempt]
 """An attempt with its place in the log."""
@@ -111,6 +112,13 @@ def by_threat(found: Sequence[Numbered]) -> dict[str | None, list[Numbered]]:
     for number, attempt in found:
         groups.setdefault(attempt.threat, []).append((number, attempt))
     return groups
+
+
+def within(threat: str | None, found: Sequence[Numbered]) -> str:
+    """The room in words: `linf:0.1`, and what a radius is counted in where its space does not say so."""
+    units = (m.unit for _, a in found if (m := a.measurement("evasion.median_distance")) is not None)
+    unit = next(units, "")
+    return f"{threat} ({unit})" if unit and unit not in NORMS else str(threat)
 
 
 def interval(successes: int, n: int) -> tuple[float, float]:

@@ -22,6 +22,8 @@ from vauban.schema.cards import AttackCard, Source
 KNOBS = 3
 """The most knobs that its spaces have where something lies between their settings."""
 LEAST = 3**KNOBS
+NEIGHBOUR = 1.5
+"""Steps of the grid within which two settings lead to the same place when they are refined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class Grid:
     Args:
         points: settings tried for each row, at most; all combinations of the same number for each knob, and no knob has
             more than 101.
-        starts: settings that are refined for each row.
+        starts: settings that are refined for each row, none a neighbour of another.
         rounds: rounds of refinement.
     """
 
@@ -81,11 +83,11 @@ class Grid:
     )
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "smoke": {"points": 150, "rounds": 2},
-        "deep": {"points": 5000, "starts": 4, "rounds": 8},
+        "deep": {"points": 5000, "starts": 6, "rounds": 8},
     }
 
     points: int = 800
-    starts: int = 2
+    starts: int = 3
     rounds: int = 4
 
     def __post_init__(self) -> None:
@@ -128,11 +130,14 @@ class Grid:
         return front, margins if scored else None
 
     def _refine(self, scene: EvasionScene, front: Front, points: Tensor, margins: Tensor) -> None:
-        """From each of the best points, each knob a little up and down."""
+        """From each of the best points that are no neighbours, each knob a little up and down."""
         spacing = torch.stack([column.unique().diff().max() for column in points.flatten(1).unbind(1)])
-        order = margins.argsort(dim=1, descending=True, stable=True)[:, : self.starts]
-        for number in range(order.shape[1]):
-            at, top = points[order[:, number]], margins.gather(1, order[:, number : number + 1])[:, 0]
+        places = points.flatten(1) / spacing
+        for _ in range(self.starts):
+            top, best = margins.max(1)
+            at = points[best]
+            apart = (places[None] - places[best][:, None]).abs().amax(2) > NEIGHBOUR
+            margins = torch.where(apart, margins, -torch.inf)
             for turn in range(self.rounds):
                 step = spacing * 0.5 ** (turn + 1)
                 for way in torch.cat([torch.diag(step), -torch.diag(step)]):
@@ -144,4 +149,4 @@ class Grid:
                     at = torch.where(per_row(better, at).bool(), z, at)
                     top = torch.where(better, value, top)
                     still = scene.oracle.open(front.rows)
-                    at, top, order, margins = front.narrow(still, at, top, order, margins)
+                    at, top, margins = front.narrow(still, at, top, margins)

@@ -189,11 +189,15 @@ def worst_case(
 
     `answer` maps inputs to outputs and is differentiable; `rows` `[m]` are the numbers of the rows in `rng`.
     """
-    project, size = space.within(x, radius), 2.5 * radius / steps
-    z = space.sample(x, radius, rng, rows)
+    frame, places = space.frame(x, rows.cpu().numpy()), torch.arange(len(x), device=x.device)
+    project, size = space.within(frame.start, radius), 2.5 * radius / steps
+    z = space.sample(frame.start, radius, rng, rows)
     for _ in range(steps):
         z.requires_grad_()
-        (grad,) = torch.autograd.grad(row_losses(answer(z), y).sum(), z)
+        loss = row_losses(answer(frame.render(z, places)), y).sum()
+        if not loss.requires_grad:  # nothing to climb (corruptions): random points are what there is
+            break
+        (grad,) = torch.autograd.grad(loss, z)
         z = z.detach()
         z = project(z + space.steepest(grad, z, size))
-    return z.detach()
+    return frame.render(z.detach(), places)

@@ -103,7 +103,7 @@ class Knobs(Linf):
         down, up = (side.flatten(1) for side in self.reach(start[:1], radius))
         steps = max(3, min(FINEST, int(most ** (1 / count) + 1e-9)))
         steps -= 1 - steps % 2
-        axes = [np.linspace(float(d), float(u), steps) for d, u in zip(down[0], up[0], strict=True)]
+        axes = [self.settings(float(d), float(u), steps) for d, u in zip(down[0], up[0], strict=True)]
         points = np.array(list(itertools.product(*axes)))
         points = np.where(np.abs(points) < 1e-9 * radius, 0.0, points)
         turned, far = (points != 0).sum(1), np.abs(points).max(1)
@@ -112,6 +112,10 @@ class Knobs(Linf):
         return self.project(
             found.reshape(-1, *start.shape[1:]), torch.zeros_like(found).reshape(-1, *start.shape[1:]), radius
         )
+
+    def settings(self, down: float, up: float, most: int) -> np.ndarray:
+        """At most so many settings of one knob between `down` and `up`, both among them."""
+        return np.linspace(down, up, most)
 
     def told(self, z: Tensor) -> list[str]:
         turned = (z.flatten(1) != 0).tolist()

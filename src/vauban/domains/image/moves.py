@@ -73,6 +73,14 @@ class Translation(Knobs):
     knobs: ClassVar[tuple[str, ...]] = ("vertical shift", "horizontal shift")
     limits: ClassVar[tuple[float, float]] = (-4096.0, 4096.0)
 
+    def settings(self, down: float, up: float, most: int) -> np.ndarray:
+        """Whole pixels are among them, if they are not too many: between two, nothing but a mean of both is seen."""
+        parts = int((most - 3) // (up - down))
+        if parts < 1:
+            return super().settings(down, up, most)
+        inside = np.arange(math.ceil(down * parts), math.floor(up * parts) + 1) / parts
+        return np.unique(np.concatenate([[down], inside, [up]]))
+
     def draw(self, z: Tensor, x: Tensor, ids: np.ndarray) -> Tensor:
         h, w = x.shape[2:]
         down, right = (per_row(part, x[:, 0]).expand(-1, h, w) for part in (z[:, 0], z[:, 1]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from vauban.rules.base import Context, Numbered, assessed, by_threat, make, percent, quantity
+from vauban.rules.base import Context, Numbered, assessed, by_threat, make, percent, quantity, within
 from vauban.rules.evasion.union import FULL_SHARE, strongest_first, union
 from vauban.rules.score import Score, cheap, knowledge, scale
 from vauban.schema.cards import RuleCard, Source
@@ -54,7 +54,7 @@ class BlackBoxBreaks:
         sees = "the scores" if "scores" in access else "the answer"
         claim = (
             f"An attacker who sees only {sees} changes {worst.broken} of {worst.right} right answers "
-            f"({percent(worst.broken / worst.right)}) within {threat}"
+            f"({percent(worst.broken / worst.right)}) within {within(threat, found)}"
         )
         claim += f", with {quantity(spent)} queries each in the middle case." if spent else "."
         numbers = [m for m in (worst.robust_accuracy, worst.broken_share, queries) if m is not None]

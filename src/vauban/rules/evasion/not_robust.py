@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from vauban.rules.base import Context, Numbered, assessed, by_threat, make, percent
+from vauban.rules.base import Context, Numbered, assessed, by_threat, make, percent, within
 from vauban.rules.evasion.union import FULL_SHARE, strongest_first, union
 from vauban.rules.score import Score, cheap, knowledge, scale
 from vauban.schema.cards import RuleCard, Source
@@ -61,6 +61,6 @@ class NotRobust:
         after, before = worst.robust_accuracy, worst.clean_accuracy
         claim = (
             f"{worst.broken} of {worst.right} {context.noun} that the model gets right are answered wrongly after a "
-            f"change within {threat}: accuracy falls from {percent(before.value or 0)} to {percent(after.value or 0)}."
+            f"change within {within(threat, found)}: accuracy falls from {percent(before.value or 0)} to {percent(after.value or 0)}."
         )
         yield make(self, context, score, claim, found, [before, after, worst.broken_share], threat)

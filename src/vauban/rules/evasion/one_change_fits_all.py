@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
-from vauban.rules.base import Context, Numbered, assessed, by_threat, make, percent
+from vauban.rules.base import Context, Numbered, assessed, by_threat, make, percent, within
 from vauban.rules.evasion.union import FULL_SHARE, union
 from vauban.rules.score import Score, knowledge, scale
 from vauban.schema.cards import RuleCard, Source
 from vauban.schema.log import Attempt, Finding
 
-ATTACK, CONTROL = "evasion.universal", "evasion.noise"
+ATTACKS, CONTROL = ("evasion.universal", "evasion.universal_patch"), "evasion.noise"
 
 
 class OneChangeFitsAll:
-    """A universal perturbation against plain noise of the same size."""
+    """A universal perturbation, or patch, against plain noise of the same size."""
 
     card: ClassVar[RuleCard] = RuleCard(
         id="evasion.one_change_fits_all",
@@ -38,14 +38,14 @@ class OneChangeFitsAll:
             yield from self._judge(threat, found, context)
 
     def _judge(self, threat: str | None, found: list[Numbered], context: Context) -> Iterable[Finding]:
-        one = [row for row in found if row[1].check == ATTACK]
+        one = [row for row in found if row[1].check in ATTACKS]
         noise = union([row for row in found if row[1].check == CONTROL]).broken_share.value or 0.0
         worst = union(one)
         if worst.broken == 0 or worst.broken_low <= noise:
             return
-        score = Score(scale(worst.broken_low, noise, noise + FULL_SHARE), knowledge(context.access(ATTACK)))
+        score = Score(scale(worst.broken_low, noise, noise + FULL_SHARE), knowledge(context.access(one[0][1].check)))
         claim = (
-            f"One and the same change within {threat} turns {worst.broken} of {worst.right} right answers "
+            f"One and the same change within {within(threat, one)} turns {worst.broken} of {worst.right} right answers "
             f"({percent(worst.broken / worst.right)}); random noise of that size turns {percent(noise)}."
         )
         yield make(self, context, score, claim, one, [worst.broken_share, worst.robust_accuracy], threat)
