@@ -68,7 +68,10 @@ class Space(Protocol):
         ...
 
     def widest(self, low: Tensor, high: Tensor) -> float:
-        """The largest radius that means anything for inputs between rows `low` and `high`, `[1, ...]` each."""
+        """The largest radius that means anything for inputs between rows `low` and `high`, `[1, ...]` each.
+
+        inf where they are no rows and the space itself sets no limit.
+        """
         ...
 
     @property

@@ -52,8 +52,8 @@ class LpBall(ABC):
         return Plain(x)
 
     def widest(self, low: Tensor, high: Tensor) -> float:
-        """From the lowest valid input to the highest."""
-        return float(self.distance(high, low))
+        """From the lowest valid input to the highest; inf where these are no rows, whose size nobody knows."""
+        return float(self.distance(high, low)) if low.shape[:1] == (1,) else float("inf")
 
     def __post_init__(self) -> None:
         low, high = (torch.as_tensor(side, dtype=torch.float32) for side in (self.low, self.high))
