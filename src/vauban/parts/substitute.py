@@ -106,7 +106,7 @@ def _wide(shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 
 NETWORKS: tuple[Callable[[tuple[int, ...], int], nn.Module], ...] = (_dense, _wide, _linear)
-PICTURE_NETWORKS: tuple[Callable[[tuple[int, ...], int], nn.Module], ...] = (_convolutional, _strided, _smooth, _dense)
+PICTURE_NETWORKS: tuple[Callable[[tuple[int, ...], int], nn.Module], ...] = (_convolutional, _strided, _smooth)
 
 
 def mixtures(pool: Tensor, count: int, low: Tensor, high: Tensor, noise: float, generator: torch.Generator) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -115,7 +116,30 @@ class Together(NISI):
         return ahead + tuned, around / self.neighbours - ahead
 
 
-RECIPES: Mapping[str, type[Momentum]] = {"mi": MIFGSM, "ni_si": NISI, "vmi": VMI, "together": Together}
+@dataclass(frozen=True)
+class Recipe:
+    """A way of making examples: an attack, and what is set for it whatever the user sets for the others."""
+
+    kind: type[Momentum]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    long: bool = False
+    """Twice as many steps, twice the radius in all: for what is cheap and can turn round on its way."""
+
+    def __call__(self, steps: int, **wanted: Any) -> Momentum:
+        """The attack with those of the settings that it has."""
+        pace = {"steps": 2 * steps, "step": 1 / steps} if self.long else {"steps": steps}
+        known = self.kind.__dataclass_fields__
+        made = {name: value for name, value in (pace | wanted | dict(self.fixed)).items() if name in known}
+        return self.kind(**made)
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "pgd": Recipe(MIFGSM, {"decay": 0.0, "diversity": 0.0, "kernel": 1}, long=True),
+    "mi": Recipe(MIFGSM),
+    "ni_si": Recipe(NISI),
+    "vmi": Recipe(VMI),
+    "together": Recipe(Together),
+}
 
 
 def rehearsed(attack: Momentum, scene: EvasionScene, ensemble: Ensemble, loss: Loss, rows: Tensor, rng: Rng) -> Tensor:
@@ -137,7 +161,23 @@ def trust(ensemble: Ensemble, goal: Goal, points: Tensor, rows: Tensor) -> Tenso
     return torch.cat(found)
 
 
-def settings(attack: type[Momentum], **wanted: Any) -> Momentum:
-    """The attack with those of the settings that it has."""
-    known = attack.__dataclass_fields__
-    return attack(**{name: value for name, value in wanted.items() if name in known})
+def rivals(scene: EvasionScene, ensemble: Ensemble, points: Tensor, rows: Tensor, most: int) -> list[Loss]:
+    """The leads of up to `most` classes over the true one: neither that nor what the `points` `[m, ...]` are taken for.
+
+    Where any wrong class will do, a way to another is what a target may follow that did not follow the first.
+    """
+    goal, count = scene.oracle.goal, min(most, (scene.classes or 0) - 2)
+    if goal.targeted or count < 1:
+        return []
+    true = goal.labels.to(points.device)
+    with torch.no_grad():
+        said = [ensemble.outputs(part, 0).values for part in points.split(ROWS)]
+    left = torch.cat(said).scatter(1, true[rows][:, None], -torch.inf)
+    chosen = torch.zeros(len(scene.x), count, dtype=torch.int64, device=points.device)
+    chosen[rows] = left.topk(count + 1, 1).indices[:, 1:]
+    return [partial(_lead, true, chosen[:, place]) for place in range(count)]
+
+
+def _lead(true: Tensor, wanted: Tensor, outputs: Outputs, rows: Tensor) -> Tensor:
+    both = torch.stack([wanted[rows], true[rows]], 1)
+    return outputs.values.gather(1, both).diff(dim=1).neg().squeeze(1)
