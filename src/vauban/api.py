@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -233,12 +234,26 @@ def request(
         batch_size=batch_size,
         time_limit=_time(time_limit),
         query_limit=query_limit,
-        settings=settings or {},
+        settings=_told(settings or {}),
         suppressions=tuple(suppressions),
         gates=tuple(gates),
         fail_on=fail_on,
         formats=tuple(formats),
     )
+
+
+def _told(settings: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    """The settings, all of which can be written into a report."""
+    for check, chosen in settings.items():
+        for name, value in chosen.items():
+            try:
+                json.dumps(value)
+            except TypeError:
+                raise BadOption(
+                    f"{check}: {name} holds what no report can tell, a {type(value).__name__}: an audit takes numbers and words "
+                    "only; give it to vauban.attack, which takes anything."
+                ) from None
+    return settings
 
 
 def _time(value: float | str | None) -> float | None:

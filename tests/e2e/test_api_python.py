@@ -100,3 +100,18 @@ def test_a_whole_audit_of_a_callable_says_what_it_could_not_do() -> None:
     assert states["evasion.pgd"] == "skipped"
     assert states["evasion.cascade"] == "assessed"
     assert log.verdict.not_assessed > 0
+
+
+def test_substitutes_of_ones_own_go_to_an_attack_and_not_into_an_audit(tmp_path: Path) -> None:
+    """The target's own weights as a substitute: what is within reach is broken, by one query each."""
+    x, y = points()
+    train, own, there = points(80), linear(), vauban.target(linear(), bounds=(0, 1))
+    result = vauban.attack("transfer", there, x, y, threat="linf:0.1", train=train, substitutes=[own])
+    white = vauban.attack("evasion.pgd", there, x, y, threat="linf:0.1", steps=20)
+    assert result.outcomes == white.outcomes
+    assert result.outcomes.count("b") > 0
+    assert result.cost.gradients == 0
+    with pytest.raises(BadOption, match="no report can tell"):
+        vauban.audit(
+            there, vauban.Data(*train, x, y), settings={"evasion.transfer": {"substitutes": [own]}}, out=tmp_path
+        )

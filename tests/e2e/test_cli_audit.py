@@ -339,3 +339,18 @@ def test_an_unforeseen_error_is_one_sentence(place: Path, monkeypatch: pytest.Mo
     kept = refused(audit("--debug"), "VB-INTERNAL", 4).split("traceback in ")[1].split()[0]
     assert "ZeroDivisionError" in Path(kept).read_text()
     Path(kept).unlink()
+
+
+def test_transfer_is_assessed_from_data_and_answers_alone(place: Path) -> None:
+    result = audit("--include", "evasion.transfer", "--json")
+    (attempt,) = [a for a in json.loads(result.stdout)["attempts"] if a["check"] == "evasion.transfer"]
+    assert attempt["state"] == "assessed"
+    assert attempt["cost"]["gradients"] == 0
+    facts = attempt["facts"]
+    right = sum(letter != "w" for letter in attempt["outcomes"])
+    assert facts["answers"] == right * (40 - 2)
+    assert facts["substitutes"] == 2
+    assert sum(facts["carried_over"]) == attempt["outcomes"].count("b")
+    # the clean look at every row, the answers learnt from, and the candidates of whoever was not broken by the first
+    asked = right + (right - facts["carried_over"][0])
+    assert attempt["cost"]["queries"] == len(attempt["outcomes"]) + facts["answers"] + asked

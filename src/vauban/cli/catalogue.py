@@ -64,9 +64,13 @@ def _table(entries: list[dict[str, Any]]) -> list[str]:
     ]
 
 
+JOINT = {"trainings": "trainings for all samples"}
+"""What does not grow with the samples."""
+
+
 def _cost(cost: dict[str, int]) -> str:
     """`100 gradients, 104 queries`: what is not nothing."""
-    return ", ".join(f"{count:,} {what}" for what, count in cost.items() if count)
+    return ", ".join(f"{count:,} {JOINT.get(what, what)}" for what, count in cost.items() if count)
 
 
 def _entry(card: Any) -> dict[str, Any]:
