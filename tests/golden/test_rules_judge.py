@@ -60,7 +60,7 @@ def test_every_rule_but_the_doubtful_fires_on_the_rich_log(log: AuditLog) -> Non
 
 @pytest.mark.parametrize("state", ["inconclusive", "error", "skipped", "not_applicable"])
 def test_nothing_unexamined_gives_a_finding(log: AuditLog, context: Context, state: str) -> None:
-    attempts = [a.model_copy(update={"state": state}) for a in log.attempts]
+    attempts = [a.model_copy(update={"state": state, "outcomes": ""}) for a in log.attempts]
     assert judge(attempts, context, today=TODAY) == []
 
 
@@ -293,6 +293,21 @@ def test_counts_of_the_rich_log(log: AuditLog) -> None:
 
 
 # Suppressions
+
+
+def test_what_was_broken_before_the_time_was_up_counts_and_what_was_not_is_no_claim(context: Context) -> None:
+    cut = attempt("evasion.cascade", state="inconclusive", outcomes="wbbbbbuuuu")
+    finding = fired([cut], context)["evasion.not_robust"]
+    assert finding.claim.startswith("5 of 9 pictures")
+    assert "to at most 40" in finding.claim
+    assert "4 were undecided when the time was up" in finding.claim
+    state = verdict([cut], [finding], fail_on="high", preflight=[])
+    assert state.state == ("fail" if finding.severity in ("critical", "high") else "inconclusive")
+    assert "no check could be carried through in the time given" in state.reasons
+    held = attempt("evasion.cascade", state="inconclusive", outcomes="wuuuuuuuuu")
+    assert fired([held], context) == {}
+    assert "evasion.black_box_breaks" not in fired([cut], context)
+
 
 ROW = {"rule": "evasion.not_robust", "reason": "toy", "owner": "me@example.org", "until": "2026-12-31"}
 

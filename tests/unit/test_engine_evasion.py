@@ -14,7 +14,9 @@ from vauban.core.data import Data
 from vauban.core.target import Domain
 from vauban.domains.catalog import modality
 from vauban.engine.case import Case, Check, Outcome
+from vauban.engine.curve import joined
 from vauban.engine.doubts import contradictions
+from vauban.engine.evasion import goal_for, run
 from vauban.engine.execute import execute
 from vauban.schema.access import Access
 from vauban.schema.log import Attempt
@@ -99,6 +101,55 @@ def test_a_cascade_leaves_nothing_open_on_a_linear_model() -> None:
     assert [stage["stage"] for stage in outcome.attempt.facts["stages"]] == ["evasion.pgd", "proof"]
 
 
+def _nearest(case: Case) -> Tensor:
+    """The known distance of the nearest other answer of the linear model, in Linf, without a box."""
+    layer, y = case.target.module[0], case.data.y_test  # type: ignore[attr-defined]
+    scores = layer(case.data.x_test)
+    gap = scores.gather(1, y[:, None]) - scores
+    dual = (layer.weight[y][:, None] - layer.weight[None]).abs().sum(2)
+    return (
+        (gap / dual.clamp_min(1e-9)).masked_fill(torch.eye(3, dtype=torch.bool)[y], torch.inf).amin(1).double().detach()
+    )
+
+
+@pytest.mark.parametrize("batch", [None, 7])
+def test_one_search_gives_the_whole_security_curve(batch: int | None) -> None:
+    case = _case(batch_size=batch)
+    truth = _nearest(case)
+    attempt = _run(case, "evasion.cascade", tier="standard").attempt
+    (curve,) = (c for c in attempt.curves if c.id == "security_curve")
+    for radius, accuracy in zip(curve.series[0].x, curve.series[0].y, strict=True):
+        assert accuracy is not None
+        # never below the truth, and within one percent of the radius of it
+        assert (
+            float((truth > radius * 1.0001).double().mean())
+            <= accuracy
+            <= float((truth > radius / 1.01).double().mean())
+        )
+    middle = attempt.measurement("evasion.nearest_median")
+    assert middle is not None
+    assert middle.value == pytest.approx(float(truth.sort().values[19:21].mean()), rel=0.01)
+
+
+def test_what_the_search_without_a_radius_breaks_within_it_is_broken() -> None:
+    """A run that held everything is put right by the nearest successes that lie inside."""
+    case, threat = _case(), _threat()
+    check = Check("evasion.cascade", threat)
+    near = run(check, case, radius=torch.inf)
+    weak = run(Check("evasion.noise", threat, {"draws": 1}), case)
+    assert weak.outcomes.count("b") < near.outcomes.count("b")
+    goal = goal_for(case, "untargeted")
+    space = case.modality.space("linf", case.domain)
+    both = joined(weak, near, goal, space, 0.4, case)
+    inside = _nearest(case)
+    for letter, distance in zip(both.outcomes, inside.tolist(), strict=True):
+        assert letter == ("b" if distance < 0.4 / 1.01 else "h") or 0.4 / 1.01 <= distance <= 0.4001
+    hit = torch.tensor([letter == "b" for letter in both.outcomes])
+    assert (case.target.forward(both.x).labels != case.data.y_test)[hit].all()
+    assert (both.distance[hit] <= 0.4 * 1.0001).all()
+    assert (both.verified.broken == hit).all()
+
+
 def test_attacks_that_aim_at_features_are_not_measured_by_one_step_of_the_margin() -> None:
     doubts = _run(_case(), "evasion.feature", steps=20).attempt.doubts
     assert not any(d.id in ("one_step_beats", "convergence") for d in doubts)
@@ -165,6 +216,34 @@ def test_missing_rights_are_skips_with_a_reason_not_passes() -> None:
 def test_a_space_or_task_that_an_attack_does_not_know_is_not_applicable() -> None:
     attempt = _run(_case(), "evasion.apgd_targeted", _threat(room=Room.parse("l0:3"))).attempt
     assert attempt.state == "not_applicable"
+
+
+class Jumps(nn.Module):
+    """Moves the clock forward by an hour once so many forward passes were made."""
+
+    def __init__(self, passes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.left, self.clock, self.patch = passes, time.monotonic, monkeypatch
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left == 0:
+            self.patch.setattr(time, "monotonic", lambda: self.clock() + 3600)
+        return x
+
+
+def test_time_that_ends_amid_a_cascade_leaves_broken_and_unknown_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = _case()
+    full = _run(case, "evasion.cascade", proofs=False).attempt
+    cut = _case(front=Jumps(500, monkeypatch), deadline=time.monotonic() + 1800)
+    attempt = _run(cut, "evasion.cascade", proofs=False).attempt
+    assert attempt.state == "inconclusive"
+    assert set(attempt.outcomes) == {"b", "u"}
+    assert all(there == "b" for here, there in zip(attempt.outcomes, full.outcomes, strict=True) if here == "b")
+    robust = attempt.measurement("evasion.robust_accuracy")
+    assert robust is not None
+    assert (robust.value, robust.low, robust.high) == (None, 0.0, attempt.outcomes.count("u") / 40)
+    assert not [c for c in attempt.curves if c.id == "security_curve"]
 
 
 def test_time_that_ran_out_is_inconclusive_and_says_how_far_it_came() -> None:

@@ -25,6 +25,7 @@ GOOD_WHEN_HIGH: dict[str, bool] = {
     "evasion.robust_accuracy": True,
     "evasion.certified_accuracy": True,
     "evasion.median_distance": True,
+    "evasion.nearest_median": True,
     "leakage.membership.auc": False,
     "leakage.membership.tpr_at_fpr_1pct": False,
     "leakage.membership.tpr_at_fpr_0.1pct": False,

@@ -21,7 +21,7 @@ from vauban.core.data import Data
 from vauban.core.registry import configure
 from vauban.core.target import Domain, Target
 from vauban.engine.case import Case, Check
-from vauban.engine.evasion import RADII
+from vauban.engine.curve import RADII
 from vauban.engine.gate import Refusal, refusal
 from vauban.schema.cards import AttackCard
 from vauban.schema.errors import BadOption, BadThreat
@@ -259,12 +259,16 @@ def price(check: Check, case: Case, speed: Speed) -> Estimate:
     attack = configure(attack_class, {**getattr(attack_class, "profiles", {}).get(case.profile, {}), **settings})
     each = attack.price(case.domain.classes)
     n = len(case.data.x_test) if attack_class.card.spaces else 1
-    queries, gradients = each.queries * n, each.gradients * n
+    # the security curve: one more search where the attack has one, else a run a radius
+    curve = [attack.nearest(case.domain.classes)] if hasattr(attack, "nearest") else []
+    runs = len(RADII[case.profile]) if attack_class.card.curve and not curve else 1
+    queries, gradients = (
+        n * (runs * getattr(each, name) + sum(getattr(c, name) for c in curve)) for name in ("queries", "gradients")
+    )
     seconds = None
     if speed.forward is not None:
         plain = max(queries - gradients, 0)
         seconds = plain * speed.forward + gradients * (speed.backward or 3 * speed.forward)
-        seconds *= len(RADII[case.profile]) if attack_class.card.curve else 1
     return Estimate(queries, gradients, each.trainings, seconds)
 
 

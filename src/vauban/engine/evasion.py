@@ -20,12 +20,13 @@ from vauban.core.space import Continuous, Frame
 from vauban.engine.adaptive import afterwards, concluded, own_random, planned, searched, spent
 from vauban.engine.batching import slices
 from vauban.engine.case import Case, Check, Outcome
-from vauban.engine.doubts import Meter, curve_monotone
+from vauban.engine.curve import by_distance, by_runs, distances, joined, nearest
+from vauban.engine.doubts import Meter
 from vauban.engine.doubts.probe import subset
 from vauban.engine.evasion_run import Piece, Run
 from vauban.engine.evasion_told import caveats, measurements, query_curve
 from vauban.engine.exhibits import adversarial_exhibits
-from vauban.engine.measure import rate
+from vauban.engine.measure import median
 from vauban.engine.oracle import MeteredOracle, Prover
 from vauban.engine.proofs import LazyProver
 from vauban.engine.react import Plan
@@ -33,14 +34,9 @@ from vauban.engine.verify import margins, verify
 from vauban.parts.goals import ClassAs, Misclassify, Shift
 from vauban.schema.access import Access
 from vauban.schema.errors import BadThreat, Limit
-from vauban.schema.log import Attempt, Cost, Curve, Doubt, Series
+from vauban.schema.log import Attempt, Cost, Curve, Doubt, Measurement
 from vauban.schema.threat import NORMS
 
-RADII = {
-    "smoke": (0.5, 1.0, 2.0),
-    "standard": (0.25, 0.5, 1.0, 1.5, 2.0, 4.0),
-    "deep": (0.125, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 4.0),
-}
 FALLBACK = "evasion.square"
 """Attacks by scores alone what was held although gradients were doubtful."""
 NEAR = 0.05
@@ -66,8 +62,13 @@ def goal_for(case: Case, threat_goal: str, tolerance: float | None = None) -> Go
     return ClassAs((y + 1 + draw) % classes)
 
 
-def run(check: Check, case: Case, *, radius: float | None = None, closed: Tensor | None = None) -> Run:
-    """Attack every row and verify. `closed` `[n]` marks rows that need not be attacked again (security curve)."""
+def run(
+    check: Check, case: Case, *, radius: float | None = None, closed: Tensor | None = None, plan: Plan | None = None
+) -> Run:
+    """Attack every row and verify.
+
+    `closed` `[n]` marks rows that need not be attacked again, `plan` what was doubted already (security curve).
+    """
     started = time.monotonic()
     settings = dict(check.settings)
     goal = goal_for(case, check.threat.goal, settings.pop("tolerance", None))
@@ -80,7 +81,7 @@ def run(check: Check, case: Case, *, radius: float | None = None, closed: Tensor
     white = Access.GRADIENTS in attack_class.card.needs | takes
     prover = LazyProver(case.target, goal, space, radius, case.data.x_test)
     with own_random(case, check.id, check.threat.id):
-        plan = planned(check, case, goal, *_asked_in(space, _radius(check), case), white)
+        plan = plan or planned(check, case, goal, *_asked_in(space, _radius(check), case), white)
         attack = _fitted(attack, plan, settings)
         pieces = [
             _attack_rows(attack, plan, goal, space, radius, check, case, rows, prover)
@@ -262,9 +263,8 @@ def examine(check: Check, case: Case) -> Outcome:
     if check.threat.room is None:
         raise BadThreat(f"{check.id} needs a radius: give a threat such as --threat linf:0.1.")
     result = run(check, case)
-    card = ATTACKS.load(check.id).card
-    curve, zero = _security_curve(check, case, result) if card.curve else (None, [])
-    numbers = measurements(result, _unit(_space(check, case)), case)
+    result, curve, more, zero = _curves(check, case, result)
+    numbers = [*measurements(result, _unit(_space(check, case)), case), *more]
     late = result.outcomes.count("u")
     after, meter = _afterwards(check, case, result)
     attempt = Attempt(
@@ -276,7 +276,7 @@ def examine(check: Check, case: Case) -> Outcome:
         measurements=numbers,
         caveats=result.notes + caveats(result, case),
         doubts=[*result.doubts, *after, *zero],
-        curves=[c for c in (curve, query_curve(result)) if c is not None],
+        curves=[*curve, *query_curve(result)],
         exhibits=adversarial_exhibits(
             result, case, goal_for(case, check.threat.goal, dict(check.settings).get("tolerance"))
         ),
@@ -312,48 +312,29 @@ def _afterwards(check: Check, case: Case, result: Run) -> tuple[list[Doubt], Met
         return afterwards(result.plan, goal, case.data.x_test, result.closest, held, found)
 
 
-def _security_curve(check: Check, case: Case, result: Run) -> tuple[Curve, list[Doubt]]:
-    """Accuracy against radius, upwards: what is broken at a smaller radius stays broken."""
-    base = _radius(check)
-    letters = list(result.outcomes)
-    right = [letter != "w" for letter in letters]
-    points: list[tuple[float, float]] = [(0.0, sum(right) / len(right))]
-    closed = ~torch.tensor(right)
-    space = _space(check, case)
-    farthest = space.widest(space.low, space.high) if space.knobs else float("inf")
-    quiet = replace(case, progress=lambda *_: None)
-    there = getattr(ATTACKS.load(check.id), "elsewhere", {})
-    check = replace(check, settings={**check.settings, **there})
-    for factor in RADII[case.profile]:
-        case.check_time()
-        if base * factor > farthest:
-            continue
-        if factor == 1.0:
-            now = torch.tensor([letter in "wb" for letter in letters])
-        else:
-            now = torch.tensor(
-                [letter in "wb" for letter in run(check, quiet, radius=base * factor, closed=closed).outcomes]
-            )
-        closed = closed | now
-        points.append((base * factor, 1 - float(closed.to(torch.float64).mean())))
-    intervals = [rate("", round(a * len(letters)), len(letters)) for _, a in points]
-    unit = _unit(_space(check, case))
-    series = Series(
-        label=check.id,
-        x=[r for r, _ in points],
-        y=[a for _, a in points],
-        low=[m.low for m in intervals],
-        high=[m.high for m in intervals],
-    )
-    curve = Curve(
-        id="security_curve",
-        title="Accuracy as the attacker gets more room",
-        x_label=f"radius ({unit})",
-        y_label="accuracy",
-        series=[series],
-        reading=f"At radius {base:g} the model is right on {dict(points)[base]:.0%} of the inputs, without an attack on {points[0][1]:.0%}.",
-    )
-    return curve, [curve_monotone([a for _, a in points])]
+def _curves(check: Check, case: Case, result: Run) -> tuple[Run, list[Curve], list[Measurement], list[Doubt]]:
+    """The result with what the curve's own search adds to it, the curve, and what else that search tells."""
+    kind, base, space = ATTACKS.load(check.id), _radius(check), _space(check, case)
+    if not kind.card.curve:
+        return result, [], [], []
+    quiet, unit = replace(case, progress=lambda *_: None), _unit(space)
+
+    def again(radius: float, closed: Tensor) -> Run:
+        return run(check, quiet, radius=radius, closed=closed, plan=result.plan)
+
+    if not hasattr(kind, "nearest"):
+        widest = space.widest(space.low, space.high) if space.knobs else float("inf")
+        curve, doubts = by_runs(check, case, base, unit, widest, result, again)
+        return result, [curve], [], doubts
+    near = nearest(result, again)
+    if near is None:
+        return result, [], [], []
+    goal = goal_for(case, check.threat.goal, dict(check.settings).get("tolerance"))
+    result = joined(result, near, goal, space, base, case)
+    far = distances(result, near, base)
+    right = np.array([letter != "w" for letter in result.outcomes])
+    found = median("evasion.nearest_median", far.numpy()[right], unit)
+    return result, [by_distance(check, base, unit, result, far)], [found], []
 
 
 def _asked_in(space: Continuous, radius: float, case: Case) -> tuple[Continuous, float]:

@@ -13,18 +13,28 @@ from vauban.schema.log import Curve, Measurement, Series
 
 def measurements(result: Run, unit: str, case: Case) -> list[Measurement]:
     letters = result.outcomes
-    assessed = [letter for letter in letters if letter != "u"]
     broken = np.array([i for i, letter in enumerate(letters) if letter == "b"], dtype=np.int64)
     right = sum(letter != "w" for letter in letters)
     looks = case.modality.looks(result.x[broken], case.data.x_test[broken], case.domain)
     return [
         rate("evasion.clean_accuracy", right, len(letters)),
-        rate("evasion.robust_accuracy", sum(letter in "hc" for letter in assessed), len(assessed)),
+        _robust(letters),
         *([rate("evasion.certified_accuracy", letters.count("c"), len(letters))] if result.proved else []),
         median("evasion.median_distance", result.distance.numpy()[broken], unit),
         median("evasion.queries_median", result.queries.numpy()[broken].astype(np.float64), "queries"),
         *(median(f"evasion.{name}_median", values.cpu().numpy(), "") for name, values in looks.items()),
     ]
+
+
+def _robust(letters: str) -> Measurement:
+    """The share that no attack broke; where time cut the attack short, only that it lies between two numbers."""
+    held, late, n = sum(letter in "hc" for letter in letters), letters.count("u"), len(letters)
+    if not late:
+        return rate("evasion.robust_accuracy", held, n)
+    low, high = held / n, (held + late) / n
+    return Measurement(
+        name="evasion.robust_accuracy", value=None, low=low, high=high, n=n, method=f"bounds: {late} undecided"
+    )
 
 
 def caveats(result: Run, case: Case) -> list[str]:
@@ -41,17 +51,17 @@ def caveats(result: Run, case: Case) -> list[str]:
     return out
 
 
-def query_curve(result: Run) -> Curve | None:
+def query_curve(result: Run) -> list[Curve]:
     """Share of the correctly answered samples that are broken, against queries spent on each."""
     broken = np.array([letter == "b" for letter in result.outcomes])
     attacked = np.array([letter in "bh" for letter in result.outcomes])
     if not broken.any():
-        return None
+        return []
     used = np.sort(result.queries.numpy()[broken]).astype(float)
     most = float(result.queries.numpy()[attacked].max())
     grid = np.unique(np.round(np.geomspace(1, max(most, 2), 24)))
     share = [float((used <= g).sum() / attacked.sum()) for g in grid]
-    return Curve(
+    curve = Curve(
         id="query_curve",
         title="Success against queries",
         x_label="queries a sample",
@@ -61,3 +71,4 @@ def query_curve(result: Run) -> Curve | None:
         series=[Series(label="broken", x=[float(g) for g in grid], y=list(share))],
         reading=f"Half of the successes needed at most {np.median(used):.0f} queries.",
     )
+    return [curve]

@@ -10,6 +10,7 @@ NAMES = {
     "evasion.certified_accuracy": "proven accuracy",
     "evasion.broken_share": "right answers broken",
     "evasion.median_distance": "middle distance of a break",
+    "evasion.nearest_median": "middle distance of the nearest known break",
     "evasion.queries_median": "middle number of queries",
     "evasion.ssim_median": "middle likeness of a break to the input (SSIM)",
     "evasion.ciede2000_median": "middle colour difference of a break (CIEDE2000)",

@@ -102,7 +102,8 @@ def _gaps(attempts: Sequence[Attempt], findings: Sequence[Finding]) -> list[str]
     done = [a for a in tried if a.state == "assessed"]
     gaps = []
     if not done:
-        gaps.append("nothing could be examined")
+        cut = any(a.state == "inconclusive" and a.outcomes for a in tried)
+        gaps.append("no check could be carried through in the time given" if cut else "nothing could be examined")
     elif 2 * len(done) < len(tried):
         gaps.append(f"only {len(done)} of {len(tried)} checks could be carried through")
     families = {a.check.partition(".")[0] for a in tried} - {a.check.partition(".")[0] for a in done}

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from vauban.attacks.evasion.apgd import APGD
 from vauban.attacks.evasion.apgd_targeted import TargetedAPGD
 from vauban.attacks.evasion.fab import FAB
+from vauban.attacks.evasion.fmn import FMN
 from vauban.attacks.evasion.hop_skip_jump import HopSkipJump
 from vauban.attacks.evasion.one_pixel import OnePixel
 from vauban.attacks.evasion.pgd import PGD
@@ -20,6 +21,7 @@ from vauban.core.attack import Attack, EvasionScene, Perturbed, Price
 from vauban.core.rng import Rng
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
+from vauban.schema.errors import BadThreat
 
 Stage = Attack[EvasionScene, Perturbed]
 
@@ -60,6 +62,13 @@ class Tier:
         """Those for the strongest right that is granted."""
         ways = ((Access.GRADIENTS, self.gradients), (Access.SCORES, self.scores))
         return next((stages for right, stages in ways if right in grants), self.labels)
+
+    def price(self, classes: int | None) -> Price:
+        """For an input that no stage breaks, whatever space and rights there are."""
+        ways = [[stage.price(classes) for stage in way] for way in (self.gradients, self.scores, self.labels)]
+        return Price(
+            queries=max(sum(p.queries for p in way) for way in ways), gradients=sum(p.gradients for p in ways[0])
+        )
 
 
 TIERS: Mapping[str, Tier] = {
@@ -108,6 +117,17 @@ TIERS: Mapping[str, Tier] = {
 }
 
 
+NEAREST: Mapping[str, Tier] = {
+    tier: Tier(
+        gradients=(FMN(steps=steps, targets=targets), SigmaZero(steps=2 * steps)),
+        scores=(HopSkipJump(queries=queries),),
+        labels=(HopSkipJump(queries=queries),),
+    )
+    for tier, steps, targets, queries in (("screen", 100, 1, 500), ("standard", 200, 3, 1000), ("deep", 1000, 6, 5000))
+}
+"""Where the radius is infinite: whatever looks for the nearest success in the space."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cascade:
     """Many attacks and proofs in one: each stage works on the inputs that are still neither broken nor proved.
@@ -149,9 +169,6 @@ class Cascade:
     )
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {"smoke": {"tier": "screen"}, "deep": {"tier": "deep"}}
 
-    elsewhere: ClassVar[Mapping[str, Any]] = {"tier": "screen", "proofs": False}
-    """At the other radii of a security curve the cheap tier does."""
-
     tier: str = "standard"
     proofs: bool = True
 
@@ -160,22 +177,37 @@ class Cascade:
 
     def price(self, classes: int | None) -> Price:
         """The sum over the stages, for an input that all of them fail to break, whatever space and rights there are."""
-        tier = TIERS[self.tier]
-        ways = [[stage.price(classes) for stage in way] for way in (tier.gradients, tier.scores, tier.labels)]
-        return Price(
-            queries=max(sum(p.queries for p in way) for way in ways), gradients=sum(p.gradients for p in ways[0])
-        )
+        return TIERS[self.tier].price(classes)
+
+    def nearest(self, classes: int | None) -> Price:
+        """What the search for the nearest success costs, which an infinite radius means; it gives the security curve."""
+        return NEAREST[self.tier].price(classes)
 
     def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
-        """Inputs `[n, ...]` within the radius. `facts["stages"]`: how many inputs each stage was given and left."""
+        """Inputs `[n, ...]` within the radius; the nearest successes found where it is infinite.
+
+        `facts["stages"]`: how many inputs each stage was given and left. Raises BadThreat where nothing looks for the
+        nearest success in the space with the rights that are granted.
+        """
         told = []
-        for number, stage in enumerate(TIERS[self.tier].stages(scene.oracle.grants)):
+        for number, stage in enumerate(self._stages(scene)):
             given = len(scene.oracle.rows)
-            if not given or not _fits(stage.card, scene) or (isinstance(stage, Prove) and not self.proofs):
-                continue
+            if not given:
+                break
             stage(scene, rng.child("cascade", number))
             told.append({"stage": stage.card.id, "given": given, "left": len(scene.oracle.rows)})
         return Perturbed(scene.oracle.best.x, facts={"stages": told})
+
+    def _stages(self, scene: EvasionScene) -> list[Stage]:
+        free = scene.radius == float("inf")
+        stages = (NEAREST if free else TIERS)[self.tier].stages(scene.oracle.grants)
+        fitting = [s for s in stages if _fits(s.card, scene) and (self.proofs or not isinstance(s, Prove))]
+        if free and not fitting:
+            raise BadThreat(
+                f"Nothing looks for the nearest success in {scene.space.name} with what the attacker may ask here: "
+                f"give a radius, such as {scene.space.name}:1."
+            )
+        return fitting
 
 
 def _fits(card: AttackCard, scene: EvasionScene) -> bool:
