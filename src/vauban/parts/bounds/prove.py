@@ -22,7 +22,7 @@ from vauban.parts.bounds.ops import Smooth
 EFFORTS = ("ibp", "crown-ibp", "crown", "alpha", "branch")
 """From cheap to dear: intervals; linear bounds over intervals; linear bounds throughout; tuned slopes; splitting."""
 
-_MEMORY = 96 * 2**20
+_MEMORY = 32 * 2**20
 """Bytes of bounds held at once."""
 _PROBE = 16
 """Rows on which a cheap stage is tried before all the others get it."""
