@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from judge import examined, measured, truth
+from markupsafe import escape
 from zoo import HONEST, RADIUS, TRAPS, hardened
 
 import vauban
 from vauban.parts.softened import OPEN_GATES, SOFT_GATES, THROUGH, Softened
 from vauban.reports.html import Html
+from vauban.reports.view import warned
 
 SAMPLES = 200
 NEAR = 0.02
@@ -63,6 +65,20 @@ def test_the_report_of_a_trap_begins_with_the_doubt() -> None:
     page = Html().render(log)
     assert 0 < page.index("the loss is saturated") < page.index('id="findings"')
     assert next(a for a in log.attempts if a.check == "evasion.apgd").cost.doubting > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAPS)
+def test_the_audit_as_it_comes_names_the_doubt_before_its_findings(name: str) -> None:
+    model = TRAPS[name]
+    data = model.data()
+    made = vauban.target(model.module().eval(), bounds=(0, 1) if float(data.x_test.min()) >= 0 else None)
+    asked = {"threats": [f"linf:{RADIUS}"], "include": ["evasion"], "profile": "smoke", "samples": 32}
+    log = vauban.audit(made, data, **asked)
+    page = Html().render(log)
+    named = [w.doubt for w in warned(log) if w.doubt.id in model.doubts]
+    assert named
+    assert all(0 < page.index(str(escape(doubt.text))) < page.index('id="findings"') for doubt in named)
 
 
 def test_a_softened_pass_gives_the_same_answers_and_leaves_nothing_behind() -> None:
