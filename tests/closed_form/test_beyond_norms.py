@@ -82,7 +82,7 @@ def test_a_brightness_is_broken_exactly_where_the_mean_must_fall_by_less_than_th
                 assert bool(oracle.best.reached) == wanted
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_translations_are_searched_as_well_as_every_shift_one_by_one(seed: int) -> None:
     """Between whole pixels a shifted picture is bilinear in the shift, so that a linear model is worst at whole shifts."""
     g = torch.Generator().manual_seed(seed)
@@ -117,7 +117,7 @@ def test_turns_are_searched_to_within_a_percent_of_a_fine_lattice(space: str) ->
     x, weights = torch.rand(N, 1, H, W, generator=g), torch.randn(1, H, W, generator=g)
     room = made(space)
     frame, radius = room.frame(x), 25.0
-    points = room.lattice(frame.start[:1], radius, 20_000)
+    points = room.lattice(frame.start[:1], radius, 8_000)
     worst = torch.full((N,), torch.inf)
     for point in points:
         shown = frame.render(point.expand_as(frame.start), torch.arange(N))
