@@ -79,6 +79,30 @@ def test_grey_pictures_without_a_channel_axis_are_those_with_one(name: str) -> N
     assert space.distance(flat, two.start).tolist() == space.distance(z, one.start).tolist()
 
 
+@pytest.mark.parametrize("shape", sorted(SHAPES))
+@pytest.mark.parametrize("name", NAMES)
+def test_every_pixel_may_have_a_range_of_its_own(name: str, shape: str) -> None:
+    x, rows = pictures(SHAPES[shape]), torch.arange(6)
+    low, high = x.amin(0) - 0.1, x.amax(0) + 0.1
+    space = PICTURES[name](low, high)
+    frame = space.frame(x)
+    assert torch.equal(frame.render(frame.start, rows), x)
+    changed = frame.render(space.sample(frame.start, ROOM[name], Rng(0, 6), rows), rows)
+    assert bool(((changed >= low) & (changed <= high)).all())
+    assert not torch.equal(changed, x)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("gamma", "corruption")])
+def test_no_range_need_be_known(name: str) -> None:
+    x, rows = 5 * pictures((3, 7, 9)) - 2, torch.arange(6)
+    space = PICTURES[name](torch.tensor(-torch.inf), torch.tensor(torch.inf))
+    frame = space.frame(x)
+    assert torch.equal(frame.render(frame.start, rows), x)
+    changed = frame.render(space.sample(frame.start, ROOM[name], Rng(0, 6), rows), rows)
+    assert bool(changed.isfinite().all())
+    assert not torch.equal(changed, x)
+
+
 @pytest.mark.parametrize("name", KNOBS)
 def test_a_picture_is_rendered_alike_in_any_batch_with_the_same_slope(name: str) -> None:
     x, rows = pictures((3, 9, 11), rows=11), torch.arange(11)

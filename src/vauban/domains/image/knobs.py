@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,18 +61,21 @@ class Knobs(Linf):
                 f"The space {self.name} needs pictures of three channels, and these have {upright(x)[0].shape[1]}: use "
                 "brightness, contrast or gamma, which any picture has."
             )
-        low, high = self.range(x[:1])
-        if self.bounded and not bool((low.isfinite() & high.isfinite()).all()):
+        dark, bright = (torch.as_tensor(side).to(x) for side in (self.dark, self.bright))
+        if self.bounded and not bool((dark.isfinite() & bright.isfinite()).all()):
             raise BadThreat(
                 f"The space {self.name} needs to know the range of a pixel: declare it, such as --bounds 0,1."
             )
-        return Turned(self, x, np.arange(len(x)) if ids is None else np.asarray(ids))
+        # the range of every pixel, laid out as upright pictures are
+        dark, bright = (
+            upright(side.expand(x.shape[1:])[None])[0][0] if side.dim() else side for side in (dark, bright)
+        )
+        return Turned(replace(self, dark=dark, bright=bright), x, np.arange(len(x)) if ids is None else np.asarray(ids))
 
     def range(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Smallest and largest pixels, of the type of `x`, laid out as upright pictures `[1, c, h, w]` (or one number)."""
-        sides = (torch.as_tensor(side, dtype=x.dtype, device=x.device) for side in (self.dark, self.bright))
-        low, high = (upright(side.expand(x.shape[1:])[None])[0] if side.dim() else side for side in sides)
-        return low, high
+        """Smallest and largest pixels, of the type of upright pictures `x`: those of a row `[c, h, w]`, or one number."""
+        dark, bright = (torch.as_tensor(side, dtype=x.dtype, device=x.device) for side in (self.dark, self.bright))
+        return dark, bright
 
     def widest(self, low: Tensor, high: Tensor) -> float:
         """As far as a knob can be turned."""
@@ -141,7 +144,7 @@ class Turned:
         clean = self.x[rows]
         pictures, back = upright(clean)
         drawn = self.space.draw(z.to(clean), pictures, self.ids[rows.cpu().numpy()])
-        low, high = self.space.range(clean)
+        low, high = self.space.range(pictures)
         changed = back(torch.clamp(drawn, low, high))
         # resampling a picture onto itself rounds: knobs at zero give the very picture, and the slope there all the same
         still = per_row((z.detach() == 0).flatten(1).all(1), clean).bool()
