@@ -142,6 +142,7 @@ def test_queries_are_what_was_really_asked_and_nobody_pays_twice() -> None:
 def test_payers_take_turns() -> None:
     assert payers(torch.tensor([2, 0, 3]), 100).tolist() == [0, 2, 0, 2, 2]
     assert payers(torch.tensor([2, 0, 3]), 3).tolist() == [0, 2, 0]
+    assert payers(torch.tensor([2**60, 1]), 4).tolist() == [0, 1, 0, 0]
     assert payers(torch.zeros(0, dtype=torch.int64), 3).tolist() == []
 
 

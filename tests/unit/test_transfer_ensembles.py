@@ -23,9 +23,17 @@ from vauban.parts.samples import digits
 from vauban.parts.substitute import network
 from vauban.parts.training import fit
 from vauban.schema.access import Access
+from vauban.schema.errors import BadOption
 from vauban.targets.torch import TorchTarget
 
 EPS, N = 0.12, 150
+
+
+class Blunt(torch.nn.Module):
+    """Ten scores without a slope."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.detach()[:, :10]
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ def stand(_one_thread: None) -> Stand:
     taught = lessons(scene, torch.arange(1000) % N, rng)
     # the target's own architecture is not among them
     modules = [m for i, m in enumerate(trained(scene, taught, 6, 300, rng)) if i % 3 != 1]
-    return Stand(target, scene, oracle, taught, [ready([m], "logits") for m in modules])
+    return Stand(target, scene, oracle, taught, [ready([m], scene) for m in modules])
 
 
 def carried(stand: Stand, ensemble: Ensemble) -> float:
@@ -109,3 +117,22 @@ def test_more_candidates_break_more(stand: Stand) -> None:
         assert int(oracle.spent.queries.max()) == 1 + candidates
         broken.append(int(oracle.best.reached.sum()))
     assert broken[1] > broken[0]
+
+
+@pytest.mark.parametrize("wrong", [torch.nn.Linear(64, 7), Blunt()], ids=["classes", "slope"])
+def test_a_substitute_that_is_of_no_use_is_named(stand: Stand, wrong: torch.nn.Module) -> None:
+    scene, oracle = scene_of(stand.target, stand.scene.x, stand.oracle.goal.labels, stand.taught.x)
+    module = torch.nn.Sequential(torch.nn.Flatten(), wrong)
+    before = oracle.spent.queries.clone()
+    with pytest.raises(BadOption, match="Number 1 of the substitutes"):
+        Transfer(substitutes=[stand.singles[0].members[0][0], module])(scene, Rng(0, N))
+    assert torch.equal(oracle.spent.queries, before)
+
+
+def test_numbers_of_double_length_are_moved_in_double_length(stand: Stand) -> None:
+    scene, oracle = scene_of(stand.target, stand.scene.x.double(), stand.oracle.goal.labels, stand.taught.x)
+    made = Transfer(substitutes=[one.members[0][0] for one in stand.singles], candidates=1)
+    found = made(scene, Rng(0, N)).x
+    assert found.dtype == torch.float64
+    assert bool(oracle.best.reached.any())
+    assert float((found - scene.x).abs().max()) <= EPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from vauban.parts.losses import log_probabilities
 from vauban.parts.substitute import imitate, imitation, learnable, mixtures, network
 from vauban.parts.training import fit
 from vauban.schema.access import Access
+from vauban.schema.errors import BadOption
 
 NOISE = 0.02
 """Standard deviation of the noise on mixtures of inputs, as a share of each feature's range."""
@@ -57,14 +59,15 @@ class Ensemble:
 
     def outputs(self, x: Tensor, turn: int) -> Outputs:
         """The mean answer to `x` `[m, ...]`, differentiable."""
-        total = torch.stack([self._one(member[turn % len(member)], x) for member in self.members]).mean(0)
+        total = torch.stack([self.alone(member[turn % len(member)], x) for member in self.members]).mean(0)
         return self._read(total)
 
     def opinions(self, x: Tensor) -> list[Outputs]:
         """Each substitute's own answer; where several networks take turns, that of the last of them."""
-        return [self._read(self._one(member[-1], x)) for member in self.members]
+        return [self._read(self.alone(member[-1], x)) for member in self.members]
 
-    def _one(self, module: nn.Module, x: Tensor) -> Tensor:
+    def alone(self, module: nn.Module, x: Tensor) -> Tensor:
+        """What one network gives for `x`, in the type and on the device of `x`."""
         first = next(module.parameters(), None)
         answer: Tensor = module(x if first is None else x.to(first))
         return answer.to(x)
@@ -81,7 +84,8 @@ def box(space: Any, pool: Tensor) -> tuple[Tensor, Tensor]:
 
 def payers(left: Tensor, most: int) -> Tensor:
     """Whose budget each question is charged to, `[k]` positions in `left` `[m]`: in turns, no more than is left, `most` in all."""
-    turn = torch.arange(int(left.max()) if len(left) else 0, device=left.device)
+    turns = bisect_left(range(most), most, key=lambda turn: int(left.clamp_max(turn).sum()))
+    turn = torch.arange(min(turns, int(left.max()) if len(left) else 0), device=left.device)
     return (turn[:, None] < left).nonzero()[:most, 1]
 
 
@@ -147,6 +151,22 @@ def agreement(ensemble: Ensemble, taught: Lessons) -> float | None:
     return float((said.labels == wanted).to(torch.float64).mean())
 
 
-def ready(modules: Sequence[nn.Module], kind: OutputKind) -> Ensemble:
-    """An ensemble of modules that somebody brings along; copies, so that they are left as they are."""
-    return Ensemble(tuple((copy.deepcopy(module).eval().requires_grad_(False),) for module in modules), kind)
+def ready(modules: Sequence[nn.Module], scene: EvasionScene) -> Ensemble:
+    """An ensemble of modules that somebody brings along; copies, so that they are left as they are.
+
+    Raises BadOption where one does not give as many scores as there are classes, or has no slope.
+    """
+    kind: OutputKind = "values" if scene.classes is None else "logits"
+    made = Ensemble(tuple((copy.deepcopy(module).eval().requires_grad_(False),) for module in modules), kind)
+    width = scene.classes or 1
+    for number, (module,) in enumerate(made.members):
+        leaf = scene.x[:1].detach().requires_grad_(True)
+        with torch.enable_grad():
+            answer = made.alone(module, leaf)
+        if answer.numel() != width or not answer.requires_grad:
+            raise BadOption(
+                f"Number {number} of the substitutes gives {answer.numel()} scores for an input, "
+                f"{'with' if answer.requires_grad else 'without'} a slope to follow, and the target {width}: give torch modules that "
+                "answer inputs in the data's own units with one differentiable score a class."
+            )
+    return made

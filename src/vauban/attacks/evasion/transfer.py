@@ -56,8 +56,8 @@ class Transfer:
     the target's own architecture unless by chance; where scores are granted they are what is learnt. `together` takes
     gradients ahead and at paler copies and tunes their variance, too, which the papers do in pairs. `pgd` is what comes
     unasked, for between small nets its points carry over better than those of the others, whose gain was published for deep
-    nets on photographs. LGV: every substitute
-    walks, not one; networks are collected once an epoch, not four times; they take turns from look to look.
+    nets on photographs. LGV: every substitute walks, not one; networks are collected once an epoch, not four times; they
+    take turns from look to look.
 
     Args:
         queries: queries a row, at most: its share of the answers and its candidates.
@@ -178,7 +178,7 @@ class Transfer:
     def _ensemble(self, scene: EvasionScene, rng: Rng, facts: dict[str, Any]) -> Ensemble | None:
         """What is brought along, or learnt; None where there is nothing to learn from."""
         if self.substitutes:
-            return ready(self.substitutes, "values" if scene.classes is None else "logits")
+            return ready(self.substitutes, scene)
         rows = scene.oracle.rows
         left = scene.oracle.left(rows).clamp_max(self.queries)
         kept = left.div(2, rounding_mode="floor").clamp(1, self.candidates)
