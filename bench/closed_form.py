@@ -25,6 +25,7 @@ from vauban.core.target import Domain
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import Misclassify
 from vauban.parts.projections import SPACES
+from vauban.schema.access import Access
 from vauban.schema.errors import BadThreat
 from vauban.targets.torch import TorchTarget
 
@@ -97,7 +98,8 @@ def main() -> None:
     ids = given.only.split(",") if given.only else [i for i in ATTACKS.ids() if i.startswith("evasion.")]
     for name in ids:
         card = ATTACKS.load(name).card
-        if "classification" in card.tasks and not card.joint and not card.modalities:
+        plain = not card.joint and not card.modalities and Access.FEATURES not in card.needs
+        if "classification" in card.tasks and plain:
             common.update("closed_form", name, measure(name))
 
 

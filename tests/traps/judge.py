@@ -61,7 +61,7 @@ def measured(model: Model, samples: int, profile: str = "standard") -> float | N
     result = run(Check("evasion.apgd", ThreatModel.of(f"linf:{RADIUS}")), case)
     if not model.random:
         return sum(letter in "hc" for letter in result.outcomes) / samples
-    return expected(case.target, result.tried, case.data.y_test)
+    return expected(case.target, result.verified.x, case.data.y_test)
 
 
 def expected(model: Any, x: torch.Tensor, y: torch.Tensor) -> float:
