@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
+
 from vauban.attacks.evasion.ascent import ascend
 from vauban.attacks.evasion.front import Front, finite_radius
 from vauban.attacks.evasion.rivals import compared, lead
@@ -35,6 +37,8 @@ class APGD:
         steps: gradients of a run.
         restarts: runs from different random points.
         loss: `ce` (cross-entropy), `margin` (difference of logits) or `dlr` (difference of logits ratio).
+        at_once: take the restarts as one batch, from which an input leaves at the first success of any, with one finish for
+            all; faster where few inputs are left, and dearer where a first run would have done.
         finish: share of the steps that climb the margin at the end, 0 to 0.5; the comparison of classes is paid from
             them, a step a class, so that a run of few steps compares few classes.
     """
@@ -61,6 +65,7 @@ class APGD:
     restarts: int = 1
     loss: str = "ce"
     finish: float = 0.4
+    at_once: bool = False
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 2)
@@ -79,14 +84,16 @@ class APGD:
         radius = finite_radius(scene, self.card.name)
         last = round(self.finish * self.steps)
         rivals = compared(scene, last - 2)
-        for restart in range(self.restarts):
+        every = list(range(self.restarts))
+        for group in [every] if self.at_once else [[restart] for restart in every]:
             # the way to the nearest class is the same every time: further runs refine what they found themselves
-            led = rivals if not restart else 0
+            led = rivals if 0 in group else 0
             for side, loss in enumerate(scene.oracle.goal.objectives(self.loss)):
                 front = Front(scene)
                 if len(front):
-                    start = scene.space.sample(front.x, radius, rng.child("apgd", restart, side), front.rows)
-                    ascend(scene, front, start, loss, self.steps - last)
+                    streams = [rng.child("apgd", restart, side) for restart in group]
+                    start = torch.cat([scene.space.sample(front.x, radius, s, front.rows) for s in streams])
+                    ascend(scene, Front(scene, front.rows.repeat(len(group))), start, loss, self.steps - last)
                 front = Front(scene)
                 if last and len(front):
                     start = lead(scene, front, led)[1] if led else front.project(scene.oracle.best.x[front.rows])

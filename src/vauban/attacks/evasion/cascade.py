@@ -24,6 +24,8 @@ from vauban.schema.cards import AttackCard, Source
 from vauban.schema.errors import BadThreat
 
 Stage = Attack[EvasionScene, Perturbed]
+Either = tuple[Stage, ...]
+"""Stages of which the first that fits a scene is made."""
 
 
 @dataclass(frozen=True)
@@ -54,74 +56,75 @@ class Prove:
 class Tier:
     """Stages from cheap to dear, for what an attacker may ask; those that do not fit a scene are passed over."""
 
-    gradients: tuple[Stage, ...]
-    scores: tuple[Stage, ...]
-    labels: tuple[Stage, ...]
+    gradients: tuple[Either, ...]
+    scores: tuple[Either, ...]
+    labels: tuple[Either, ...]
 
-    def stages(self, grants: Access) -> tuple[Stage, ...]:
+    def stages(self, grants: Access) -> tuple[Either, ...]:
         """Those for the strongest right that is granted."""
         ways = ((Access.GRADIENTS, self.gradients), (Access.SCORES, self.scores))
         return next((stages for right, stages in ways if right in grants), self.labels)
 
     def price(self, classes: int | None) -> Price:
         """For an input that no stage breaks, whatever space and rights there are."""
-        ways = [[stage.price(classes) for stage in way] for way in (self.gradients, self.scores, self.labels)]
+        ways = [
+            [[stage.price(classes) for stage in either] for either in way]
+            for way in (self.gradients, self.scores, self.labels)
+        ]
         return Price(
-            queries=max(sum(p.queries for p in way) for way in ways), gradients=sum(p.gradients for p in ways[0])
+            queries=max(sum(max(p.queries for p in either) for either in way) for way in ways),
+            gradients=sum(max(p.gradients for p in either) for either in ways[0]),
         )
 
 
 TIERS: Mapping[str, Tier] = {
     "screen": Tier(
         gradients=(
-            PGD(steps=10),
-            Prove("crown"),
-            APGD(steps=100, loss="margin"),
-            TargetedAPGD(steps=50, targets=2, loss="margin"),
-            SigmaZero(steps=200),
+            (PGD(steps=10),),
+            (Prove("crown"),),
+            # with two classes, or a value, there is one direction to go: more steps instead of more targets
+            (TargetedAPGD(steps=50, targets=2, loss="margin"), APGD(steps=100, loss="margin")),
+            (SigmaZero(steps=200),),
         ),
-        scores=(Prove("crown"), Square(queries=300), OnePixel(queries=300)),
-        labels=(Prove("crown"), HopSkipJump(queries=300)),
+        scores=((Prove("crown"),), (Square(queries=300),), (OnePixel(queries=300),)),
+        labels=((Prove("crown"),), (HopSkipJump(queries=300),)),
     ),
     "standard": Tier(
         gradients=(
-            PGD(steps=10),
-            Prove("crown"),
-            APGD(steps=100, loss="margin"),
-            TargetedAPGD(steps=100, targets=3, loss="margin"),
-            TargetedAPGD(steps=50),
-            APGD(steps=100, restarts=3),
-            Square(queries=500),
-            SigmaZero(steps=1000),
-            OnePixel(queries=500),
+            (PGD(steps=10),),
+            (Prove("crown"),),
+            (TargetedAPGD(steps=100, targets=3, loss="margin"), APGD(steps=100, loss="margin")),
+            (APGD(steps=100, restarts=3, at_once=True),),
+            (TargetedAPGD(steps=50, targets=6),),
+            (Square(queries=500),),
+            (SigmaZero(steps=1000),),
+            (OnePixel(queries=500),),
         ),
-        scores=(Prove("crown"), Square(queries=2500), OnePixel(queries=2500)),
-        labels=(Prove("crown"), HopSkipJump(queries=2500), RayS(queries=2500)),
+        scores=((Prove("crown"),), (Square(queries=2500),), (OnePixel(queries=2500),)),
+        labels=((Prove("crown"),), (HopSkipJump(queries=2500),), (RayS(queries=2500),)),
     ),
     "deep": Tier(
         gradients=(
-            PGD(steps=10),
-            Prove("branch"),
-            APGD(steps=100, loss="margin"),
-            TargetedAPGD(steps=100, loss="margin"),
-            APGD(steps=100, restarts=5),
-            TargetedAPGD(steps=100),
-            FAB(steps=500),
-            Square(queries=5000),
-            SigmaZero(steps=2000),
-            OnePixel(queries=5000),
+            (PGD(steps=10),),
+            (Prove("branch"),),
+            (APGD(steps=100, loss="margin"),),
+            (TargetedAPGD(steps=100, loss="margin"),),
+            (APGD(steps=100, restarts=5, at_once=True),),
+            (TargetedAPGD(steps=100),),
+            (FAB(steps=500),),
+            (Square(queries=5000),),
+            (SigmaZero(steps=2000),),
+            (OnePixel(queries=5000),),
         ),
-        scores=(Prove("branch"), Square(queries=10_000), OnePixel(queries=10_000)),
-        labels=(Prove("branch"), HopSkipJump(queries=10_000), RayS(queries=10_000)),
+        scores=((Prove("branch"),), (Square(queries=10_000),), (OnePixel(queries=10_000),)),
+        labels=((Prove("branch"),), (HopSkipJump(queries=10_000),), (RayS(queries=10_000),)),
     ),
 }
-
-
 NEAREST: Mapping[str, Tier] = {
     tier: Tier(
-        gradients=(FMN(steps=steps, targets=targets), SigmaZero(steps=2 * steps)),
-        scores=(HopSkipJump(queries=queries),),
-        labels=(HopSkipJump(queries=queries),),
+        gradients=((FMN(steps=steps, targets=targets), SigmaZero(steps=2 * steps)),),
+        scores=((HopSkipJump(queries=queries),),),
+        labels=((HopSkipJump(queries=queries),),),
     )
     for tier, steps, targets, queries in (("screen", 100, 1, 500), ("standard", 200, 3, 1000), ("deep", 1000, 6, 5000))
 }
@@ -200,8 +203,9 @@ class Cascade:
 
     def _stages(self, scene: EvasionScene) -> list[Stage]:
         free = scene.radius == float("inf")
-        stages = (NEAREST if free else TIERS)[self.tier].stages(scene.oracle.grants)
-        fitting = [s for s in stages if _fits(s.card, scene) and (self.proofs or not isinstance(s, Prove))]
+        ways = (NEAREST if free else TIERS)[self.tier].stages(scene.oracle.grants)
+        found = [next((stage for stage in either if _fits(stage.card, scene)), None) for either in ways]
+        fitting = [s for s in found if s is not None and (self.proofs or not isinstance(s, Prove))]
         if free and not fitting:
             raise BadThreat(
                 f"Nothing looks for the nearest success in {scene.space.name} with what the attacker may ask here: "
