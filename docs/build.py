@@ -1,4 +1,4 @@
-"""Write docs/attacks.md, defences.md, rules.md from cards and docstrings, and the README's table from measured results."""
+"""Write the pages of docs/ from cards and docstrings, and its tables and the README's from measured results."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import inspect
 import json
 from pathlib import Path
 from typing import Any
+
+from docs import measured
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.registry import Catalogue
@@ -143,10 +145,32 @@ def _leakage(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _cascade(results: dict[str, Any]) -> list[str]:
+    """A row a model: what is left by AutoAttack and by two tiers of ours, and their time over AutoAttack's."""
+    lines = [
+        "| model (samples) | AutoAttack standard | **vauban** screen | **vauban** standard | proved | broken by AutoAttack alone |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, part in results["results"].items():
+        told = {row["contender"]: row for row in part["rows"] if "accuracy" in row}
+        if not {"autoattack", "vauban screen", "vauban standard"} <= set(told):
+            continue
+        peer, ours = told["autoattack"], told["vauban standard"]
+        cells = [
+            f"{100 * told[t]['accuracy']:.1f} % · {told[t]['x_autoattack']:.3f} x" for t in told if t != "autoattack"
+        ]
+        proved, alone = f"{100 * ours['certified']:.1f} %", f"{ours['only_autoattack']} of {ours['samples']}"
+        left = f"{100 * peer['accuracy']:.1f} %"
+        lines.append(f"| {name} ({ours['samples']}) | {left} | {' | '.join(cells)} | {proved} | {alone} |")
+    return lines
+
+
 def bench_table() -> str:
-    """The README's table, from bench/results alone."""
+    """The README's tables, from bench/results alone."""
     parts = []
-    for name, table in (("evasion", _evasion), ("leakage", _leakage)):
+    for name, table in (("cascade", _cascade), ("evasion", _evasion), ("leakage", _leakage)):
+        if not (RESULTS / f"{name}.json").exists():
+            continue
         results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
         parts.append("\n".join(table(results)))
     return "\n\n".join(parts)
@@ -163,6 +187,7 @@ def main() -> None:
     README.write_text(readme(), encoding="utf-8")
     for name, (title, catalogue) in PAGES.items():
         (HERE / name).write_text(page(title, catalogue), encoding="utf-8")
+    (HERE / "benchmarks.md").write_text(measured.page(), encoding="utf-8")
 
 
 if __name__ == "__main__":

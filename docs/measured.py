@@ -1,0 +1,197 @@
+"""docs/benchmarks.md: every table of bench/results, with the command that makes it. No figure is typed in here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent.parent / "bench" / "results"
+Row = Mapping[str, Any]
+Tables = Iterator[tuple[str, Sequence[Row]]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One results file: what it shows, and which columns of its rows."""
+
+    file: str
+    title: str
+    words: str
+    columns: Mapping[str, str]
+    """Key in a row -> heading."""
+    tables: Callable[[Any], Tables]
+
+
+def _plain(results: Any) -> Tables:
+    yield from results.items()
+
+
+def _rows(results: Any) -> Tables:
+    for name, part in results.items():
+        yield name, part["rows"]
+
+
+def _cascade(results: Any) -> Tables:
+    for name, part in results.items():
+        yield f"{name}, {part['rows'][0].get('samples', 0)} samples", part["rows"]
+
+
+def _proofs(results: Any) -> Tables:
+    boxes = {name: part for name, part in results.items() if isinstance(part, dict) and "images" in part}
+    for name, part in boxes.items():
+        yield f"{results['model']}, {part['images']:,} images, {name}", [part]
+
+
+def _one(results: Any) -> Tables:
+    yield "", results
+
+
+def _all(results: Any) -> Tables:
+    yield "", list(results.values())
+
+
+SECTIONS = (
+    Section(
+        "cascade",
+        "The cascade beside AutoAttack",
+        "AutoAttack's standard at the paper's steps, put together from torchattacks' parts; every seed has its own samples. "
+        "`accuracy` is what is left, `only AutoAttack` the samples that it breaks and the cascade does not.",
+        {
+            "contender": "", "seeds": "seeds", "accuracy": "accuracy", "certified": "certified",
+            "only_autoattack": "only AutoAttack", "only_us": "only this", "forwards": "forwards a sample",
+            "seconds": "seconds", "x_autoattack": "x AutoAttack",
+        },
+        _cascade,
+    ),
+    Section(
+        "proofs",
+        "Proofs on a published net",
+        "Certificates for all test images beside PGD-100 on them; `proofs / PGD` compares CPU time.",
+        {
+            "certified_error": "certified error", "attack_error": "attack error", "gap": "gap",
+            "broken_although_certified": "broken although certified", "proof_over_pgd": "proofs / PGD",
+            "proof_over_pgd_cpu": "the same, CPU",
+        },
+        _proofs,
+    ),
+    Section(
+        "evasion",
+        "Attacks within a radius",
+        "Time over the bare passes, passes a sample, accuracy left or median distance.",
+        {
+            "contender": "", "seconds": "seconds", "x_floor": "x bare passes", "passes": "passes",
+            "accuracy": "accuracy", "median": "median distance", "only_them": "only they", "only_us": "only this",
+        },
+        _plain,
+    ),
+    Section(
+        "minimal_norm",
+        "Nearest success",
+        "Everybody has the same passes; `optimality` is 1 where an attack is as near as all peers together, input by input.",
+        {
+            "contender": "", "optimality": "optimality", "median": "median", "found": "found", "passes": "passes",
+            "seconds": "seconds", "per_pass": "x a bare pass", "per_pass_cpu": "the same, CPU",
+        },
+        _plain,
+    ),
+    Section(
+        "score_based",
+        "Scores alone",
+        "Queries until the first success, in Linf; `time` puts a query over a bare forward pass.",
+        {
+            "contender": "", "broken": "broken", "mean_queries": "mean queries", "at_100": "by 100", "at_300": "by 300",
+            "at_1000": "by 1,000", "per_query": "x a forward", "per_query_cpu": "the same, CPU",
+        },
+        _plain,
+    ),
+    Section(
+        "label_only",
+        "Labels alone",
+        "The median distance that a budget of queries an image leaves.",
+        {
+            "contender": "", "median": "median distance", "queries": "queries", "seconds": "seconds",
+            "per_query": "x a forward", "per_query_cpu": "the same, CPU",
+        },
+        _plain,
+    ),
+    Section(
+        "transfer",
+        "Transfer",
+        "Share of the images broken, in per cent, without the model's scores or gradients.",
+        {"contender": "", "substitutes": "substitutes", "broken": "broken", "lowest": "lowest", "highest": "highest"},
+        _rows,
+    ),
+    Section(
+        "smoothing",
+        "Certificates by sampling",
+        "Time a certificate over that of the published algorithm.",
+        {
+            "contender": "", "x_reference": "x reference", "x_reference_cpu": "the same, CPU", "draws_a_row": "draws",
+            "median_radius": "median radius",
+        },
+        _one,
+    ),
+    Section(
+        "traps",
+        "Models that fool evaluations",
+        "Accuracy under attack found, beside the truth without the trap, and whether a doubt was raised.",
+        {"model": "", "trap": "trap", "flagged": "flagged", "truth": "truth", "ours": "found", "reactions": "went through by"},
+        _one,
+    ),
+    Section(
+        "memory",
+        "Memory",
+        "The highest resident memory of a `standard` run over that of one forward and backward pass.",
+        {
+            "case": "", "micro_batch": "micro-batch", "images": "images", "pass_mb": "pass, MB",
+            "standard_mb": "standard, MB", "peak_over_peak": "ratio",
+        },
+        _all,
+    ),
+)  # fmt: skip
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+    return str(value).replace("|", "\\|")
+
+
+def _table(columns: Mapping[str, str], rows: Sequence[Row]) -> list[str]:
+    shown = [row for row in rows if not row.get("error")]
+    used = {key: head for key, head in columns.items() if any(row.get(key) is not None for row in shown)}
+    lines = [f"| {' | '.join(used.values())} |", "|---" * len(used) + "|"]
+    return lines + [f"| {' | '.join(_cell(row.get(key)) for key in used)} |" for row in shown]
+
+
+def page() -> str:
+    """Every section whose results are there."""
+    lines = [
+        "# Benchmarks",
+        "",
+        "Made from `bench/results` by `make docs`; [bench/README.md](../bench/README.md) says how it was measured. Medians over",
+        "the seeds that were run. `load` is the machine's at the end: much above the number of threads, times say little.",
+        "",
+    ]
+    for section in SECTIONS:
+        path = RESULTS / f"{section.file}.json"
+        if not path.exists():
+            continue
+        whole = json.loads(path.read_text(encoding="utf-8"))
+        lines += [f"## {section.title}", "", section.words, ""]
+        lines += [
+            f"`bash bench/run {section.file}` · threads {whole['machine']['threads']}, load {whole['machine']['load_at_end']}",
+            "",
+        ]
+        for title, rows in section.tables(whole["results"]):
+            lines += [*([f"**{title}**", ""] if title else []), *_table(section.columns, rows), ""]
+    return "\n".join(lines).rstrip() + "\n"
