@@ -150,10 +150,11 @@ class _Work:
         return Proof(bound > 0, bound, self.broken, self.counter, self.stage, self.seconds)
 
     def _stages(self) -> None:
-        now = self.graph.forward(self.area.x)
+        every = torch.arange(len(self.area), device=self.area.x.device)
+        now = torch.cat([self.graph.forward(self.area.x[rows]) for rows in self._parts(every)])
         at_x = (self.claims.a @ now[:, :, None])[:, :, 0] + self.claims.rest
         self.broken |= (at_x <= 0).any(1)
-        for rows in self._parts(torch.arange(len(self.area), device=now.device)):
+        for rows in self._parts(every):
             self._cheap(rows)
         if self.depth >= 4 and self.graph.bends and not self.late():
             self._dear()
