@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from linear import Linear
 from torch import Tensor
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
-from vauban.core.target import Domain, Outputs
 from vauban.defences.train.pgd import worst_case
 from vauban.domains.image.spaces import PICTURES
 from vauban.engine.oracle import MeteredOracle
@@ -20,29 +19,6 @@ from vauban.parts.goals import ClassAs, Misclassify, Shift
 from vauban.schema.access import EVERYTHING, Access
 
 H, W, N = 6, 7, 6
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """Logits are sums of the pixels weighted by `w` `[classes, c, h, w]`; as a regression, the first."""
-
-    w: Tensor
-    b: Tensor
-    kind: Any = "logits"
-    id: str = "linear"
-    domain: Domain = Domain()  # noqa: RUF009
-    offers: Any = EVERYTHING
-    recipe: None = None
-
-    def forward(self, x: Tensor) -> Outputs:
-        out = x.flatten(1) @ self.w.flatten(1).T.to(x) + self.b.to(x)
-        return Outputs(out[:, 0] if self.kind == "values" else out, self.kind)
-
-    def sha256(self) -> str:
-        return "linear"
-
-    def settled(self, domain: Domain) -> Linear:
-        return self
 
 
 def made(name: str) -> Any:

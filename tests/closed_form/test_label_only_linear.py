@@ -2,46 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from linear import Linear
 from torch import Tensor
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
-from vauban.core.target import Domain, Outputs
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import ClassAs, Misclassify, Shift
 from vauban.parts.projections import SPACES
-from vauban.schema.access import EVERYTHING, Access
+from vauban.schema.access import Access
 
 DUAL = {"linf": 1.0, "l2": 2.0}
 ROWS = 5
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """Answers x w', or the first of these as a value."""
-
-    w: Tensor
-    kind: Any = "logits"
-    id: str = "linear"
-    domain: Domain = Domain()  # noqa: RUF009
-    offers: Any = EVERYTHING
-    recipe: None = None
-
-    def forward(self, x: Tensor) -> Outputs:
-        out = x.flatten(1) @ self.w.T
-        return Outputs(out[:, 0] if self.kind == "values" else out, self.kind)
-
-    def sha256(self) -> str:
-        return "linear"
-
-    def settled(self, domain: Domain) -> Linear:
-        return self
 
 
 def two() -> Tensor:
@@ -119,7 +96,7 @@ def test_a_wanted_class_is_reached_from_a_donor(id: str, norm: str) -> None:
 @pytest.mark.parametrize(("id", "norm"), CASES)
 def test_a_regression_is_shifted(id: str, norm: str) -> None:
     w = two()[:1]
-    target, x = Linear(w, "values"), torch.randn(ROWS, w.shape[1], generator=torch.Generator().manual_seed(1))
+    target, x = Linear(w, kind="values"), torch.randn(ROWS, w.shape[1], generator=torch.Generator().manual_seed(1))
     nearest = 1 / float(torch.linalg.vector_norm(w, ord=DUAL[norm]))
     # an exact prediction: both sides are equally near, for a walk along the boundary stays on the side where it began
     oracle = attack(id, norm, target, Shift(target.forward(x).values, 1.0), x, float("inf"))

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from linear import Linear
 from torch import Tensor
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
-from vauban.core.target import Domain, Outputs
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import ClassAs, Misclassify, Shift
 from vauban.parts.projections import SPACES
-from vauban.schema.access import EVERYTHING
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 D, N = 16, 5
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """logits = x w' + b; with `values`, the first of them as a regression."""
-
-    w: Tensor
-    b: Tensor
-    kind: Any = "logits"
-    id: str = "linear"
-    domain: Domain = Domain()  # noqa: RUF009
-    offers: Any = EVERYTHING
-    recipe: None = None
-
-    def forward(self, x: Tensor) -> Outputs:
-        out = x.flatten(1) @ self.w.T + self.b
-        return Outputs(out[:, 0] if self.kind == "values" else out, self.kind)
-
-    def sha256(self) -> str:
-        return "linear"
-
-    def settled(self, domain: Domain) -> Linear:
-        return self
 
 
 def general(classes: int, seed: int = 0) -> tuple[Linear, Tensor, Tensor]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from linear import Linear
 from torch import Tensor
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
-from vauban.core.target import Domain, Outputs
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import ClassAs, Misclassify, Shift
 from vauban.parts.projections import SPACES
-from vauban.schema.access import EVERYTHING
 from vauban.schema.threat import Budget
 
 DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
@@ -41,29 +39,6 @@ BUDGETS: dict[tuple[str, str], dict[str, Any]] = {
     ("evasion.zoo", "l1"): {"queries": 4000},
 }
 """What each needs at most: its default or less."""
-
-
-@dataclass(frozen=True, eq=False)
-class Linear:
-    """logits = x w' + b; with `kind` values, the first of them as a regression."""
-
-    w: Tensor
-    b: Tensor
-    kind: Any = "logits"
-    id: str = "linear"
-    domain: Domain = Domain()  # noqa: RUF009
-    offers: Any = EVERYTHING
-    recipe: None = None
-
-    def forward(self, x: Tensor) -> Outputs:
-        out = x.flatten(1) @ self.w.T + self.b
-        return Outputs(out[:, 0] if self.kind == "values" else out, self.kind)
-
-    def sha256(self) -> str:
-        return "linear"
-
-    def settled(self, domain: Domain) -> Linear:
-        return self
 
 
 def binary(norm: str, seed: int = 0) -> tuple[Linear, Tensor, Tensor]:

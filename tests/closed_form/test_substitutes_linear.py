@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from linear import Linear
 from torch import Tensor, nn
 
 from vauban.attacks.evasion.rehearsal import Stage, rivals, trust
@@ -15,7 +14,7 @@ from vauban.attacks.evasion.substitutes import Ensemble, payers
 from vauban.attacks.evasion.transfer import Transfer
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
-from vauban.core.target import Domain, Outputs
+from vauban.core.target import Outputs
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import ClassAs, Misclassify, Shift
 from vauban.parts.projections import SPACES
@@ -26,46 +25,14 @@ DUAL = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}
 D, N = 16, 12
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@dataclass(frozen=True, eq=False)
-class Plane:
-    """Logits x w' + b; with `values`, the first of them as a regression."""
-
-    w: Tensor
-    b: Tensor
-    kind: Any = "logits"
-    id: str = "plane"
-    domain: Domain = Domain()  # noqa: RUF009
-    offers: Any = EVERYTHING
-    recipe: None = None
-
-    def forward(self, x: Tensor) -> Outputs:
-        out = x.flatten(1) @ self.w.T + self.b
-        return Outputs(out[:, 0] if self.kind == "values" else out, self.kind)
-
-    def sha256(self) -> str:
-        return "plane"
-
-    def settled(self, domain: Domain) -> Plane:
-        return self
-
-
-def plane(classes: int, seed: int = 0) -> tuple[Plane, Tensor, Tensor]:
+def plane(classes: int, seed: int = 0) -> tuple[Linear, Tensor, Tensor]:
     """A target, inputs to attack, and inputs of the same kind."""
     g = torch.Generator().manual_seed(seed)
     w = torch.randn(classes, D, generator=g)
-    return Plane(w, torch.zeros(classes)), torch.randn(N, D, generator=g), torch.randn(5000, D, generator=g)
+    return Linear(w, torch.zeros(classes)), torch.randn(N, D, generator=g), torch.randn(5000, D, generator=g)
 
 
-def nearest(target: Plane, x: Tensor, norm: str) -> Tensor:
+def nearest(target: Linear, x: Tensor, norm: str) -> Tensor:
     """The distance to the nearest other class, `[n]`."""
     z = target.forward(x).values
     y = z.argmax(1)
@@ -75,7 +42,7 @@ def nearest(target: Plane, x: Tensor, norm: str) -> Tensor:
 
 def attack(
     made: Transfer,
-    target: Plane,
+    target: Linear,
     goal: Any,
     norm: str,
     x: Tensor,
@@ -115,7 +82,7 @@ def test_queries_are_what_was_really_asked_and_nobody_pays_twice() -> None:
     x = 3 * x
     asked: list[int] = []
 
-    class Counting(Plane):
+    class Counting(Linear):
         def forward(self, x: Tensor) -> Outputs:
             asked.append(len(x))
             assert not torch.is_grad_enabled()
@@ -149,7 +116,7 @@ def test_payers_take_turns() -> None:
 @pytest.mark.parametrize("residual", [0.4, -0.4])
 def test_a_regression_is_shifted_the_nearer_way(residual: float) -> None:
     target, x, donors = plane(2)
-    target = Plane(target.w, target.b, "values")
+    target = Linear(target.w, target.b, "values")
     value = target.forward(x).values
     unit = 1 / float(torch.linalg.vector_norm(target.w[0]))
     goal = Shift(value - residual, 1.0)
@@ -208,7 +175,7 @@ def test_networks_of_a_walk_take_turns_look_by_look() -> None:
 def test_each_candidate_goes_to_a_class_of_its_own() -> None:
     """The likeliest first, and neither the true one nor where the first candidate went."""
     w = torch.tensor([[0.0, 0.0], [4.0, 0.0], [0.0, 2.0], [-3.0, 0.0]])
-    target = Plane(w, torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    target = Linear(w, torch.tensor([1.0, 0.0, 0.0, 0.0]))
     x = torch.zeros(2, 2)
     space, goal = SPACES["l2"](), Misclassify(torch.zeros(2, dtype=torch.int64))
     oracle = MeteredOracle(target, goal, space, x, 1.0)

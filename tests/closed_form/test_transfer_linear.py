@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from linear import Linear
 from torch import Tensor
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.attacks.evasion.jsma import best_pair
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
-from vauban.core.target import Domain, Outputs
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import ClassAs, Misclassify, ReachValue, Shift
 from vauban.parts.projections import SPACES
-from vauban.schema.access import EVERYTHING
 
 DUAL = {"linf": 1.0, "l2": 2.0}
 D, N = 16, 5
@@ -26,38 +24,15 @@ BLURRED = {"diversity": 0.5, "kernel": 3}
 """Without effect, for inputs here are vectors."""
 
 
-@dataclass(frozen=True, eq=False)
-class Plane:
-    """Logits x w' + b; with `values`, the first of them as a regression."""
-
-    w: Tensor
-    b: Tensor
-    kind: Any = "logits"
-    id: str = "plane"
-    domain: Domain = Domain()  # noqa: RUF009
-    offers: Any = EVERYTHING
-    recipe: None = None
-
-    def forward(self, x: Tensor) -> Outputs:
-        out = x.flatten(1) @ self.w.T + self.b
-        return Outputs(out[:, 0] if self.kind == "values" else out, self.kind)
-
-    def sha256(self) -> str:
-        return "plane"
-
-    def settled(self, domain: Domain) -> Plane:
-        return self
-
-
-def plane(classes: int, seed: int = 0) -> tuple[Plane, Tensor]:
+def plane(classes: int, seed: int = 0) -> tuple[Linear, Tensor]:
     """Two classes at random; more, all equally far apart: where distances differ, a loss need not lead to the nearest."""
     g = torch.Generator().manual_seed(seed)
     w = torch.randn(2, D, generator=g) if classes == 2 else torch.eye(classes).repeat_interleave(2, 1)
     w = w if classes == 2 else w * torch.tensor([6.0, -3.0]).repeat(classes)
-    return Plane(w, torch.zeros(len(w))), torch.randn(N, w.shape[1], generator=g)
+    return Linear(w, torch.zeros(len(w))), torch.randn(N, w.shape[1], generator=g)
 
 
-def nearest(target: Plane, x: Tensor, norm: str) -> Tensor:
+def nearest(target: Linear, x: Tensor, norm: str) -> Tensor:
     """The distance to the nearest other class, `[n]`."""
     z = target.forward(x).values
     y = z.argmax(1)
@@ -65,7 +40,7 @@ def nearest(target: Plane, x: Tensor, norm: str) -> Tensor:
     return torch.where(size > 0, (z.amax(1, keepdim=True) - z) / size, torch.inf).amin(1)
 
 
-def attack(made: Any, target: Plane, goal: Any, space: Any, x: Tensor, radius: float) -> MeteredOracle:
+def attack(made: Any, target: Linear, goal: Any, space: Any, x: Tensor, radius: float) -> MeteredOracle:
     oracle = MeteredOracle(target, goal, space, x, radius)
     oracle.begin()
     classes = None if target.kind == "values" else len(target.w)
@@ -73,7 +48,7 @@ def attack(made: Any, target: Plane, goal: Any, space: Any, x: Tensor, radius: f
     return oracle
 
 
-def hold(made: Any, target: Plane, goal: Any, norm: str, x: Tensor, radius: float = 1.0) -> None:
+def hold(made: Any, target: Linear, goal: Any, norm: str, x: Tensor, radius: float = 1.0) -> None:
     """No row is broken at 0.99 of the nearest success, all are at 1.01 of it."""
     for factor, wanted in ((0.99, False), (1.01, True)):
         oracle = attack(made, target, goal, SPACES[norm](), x, radius * factor)
@@ -102,7 +77,7 @@ def test_every_loss_leads_to_a_wanted_class(id: str, loss: str, norm: str) -> No
 @pytest.mark.parametrize("id", sorted(FAMILY))
 def test_a_regression_is_shifted_either_way_at_the_known_radius(id: str, norm: str) -> None:
     target, x = plane(2)
-    target = Plane(target.w, target.b, "values")
+    target = Linear(target.w, target.b, "values")
     value, unit = target.forward(x).values, 1 / float(torch.linalg.vector_norm(target.w[0], ord=DUAL[norm]))
     made = ATTACKS.load(id)(**FAMILY[id])
     for residual in (0.4, -0.4):
@@ -113,7 +88,7 @@ def test_a_regression_is_shifted_either_way_at_the_known_radius(id: str, norm: s
 @pytest.mark.parametrize("id", sorted(FAMILY))
 def test_what_the_box_allows_in_linf_is_used(id: str) -> None:
     """All features but one are at the wall that they would have to cross: that one has to make up for them."""
-    target = Plane(torch.tensor([[0.0] * 4, [1.0, 1.0, 1.0, -1.0]]), torch.tensor([2.7, 0.0]))
+    target = Linear(torch.tensor([[0.0] * 4, [1.0, 1.0, 1.0, -1.0]]), torch.tensor([2.7, 0.0]))
     x, goal = torch.tensor([[1.0, 1.0, 0.0, 0.0]]), Misclassify(torch.tensor([0]))
     for radius, broken in ((0.7 * 0.99, False), (0.7 * 1.01, True)):
         oracle = attack(ATTACKS.load(id)(**FAMILY[id]), target, goal, SPACES["linf"](0.0, 1.0), x, radius)
@@ -130,7 +105,7 @@ def test_jsma_needs_as_many_features_as_there_must_be(fewest: int, settings: dic
     x = torch.full((4, 30), 0.5)
     w = torch.stack([-signs, signs])
     # each feature is worth half of both weights: one unit; the gap is half a unit short of `fewest`
-    target = Plane(w, torch.stack([x[0] @ signs + (fewest - 0.5), -x[0] @ signs]))
+    target = Linear(w, torch.stack([x[0] @ signs + (fewest - 0.5), -x[0] @ signs]))
     wanted: Any = {"targeted": ClassAs(torch.ones(4).long()), "untargeted": Misclassify(torch.zeros(4).long())}[goal]
     made = ATTACKS.load("evasion.jsma")(**settings)
     for radius, broken in ((fewest - 1, False), (fewest, True), (fewest + 5, True)):
@@ -143,7 +118,7 @@ def test_jsma_needs_as_many_features_as_there_must_be(fewest: int, settings: dic
 def test_jsma_takes_the_largest_gains_first_where_both_logits_mirror_each_other() -> None:
     g = torch.Generator().manual_seed(3)
     slope = torch.randn(40, generator=g)
-    target, x = Plane(torch.stack([-slope, slope]), torch.tensor([4.0, -4.0])), torch.rand(8, 40, generator=g)
+    target, x = Linear(torch.stack([-slope, slope]), torch.tensor([4.0, -4.0])), torch.rand(8, 40, generator=g)
     y = target.forward(x).labels
     gap = target.forward(x).values.diff(dim=1).abs()[:, 0]
     towards = slope * torch.where(y == 0, 1.0, -1.0)[:, None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -26,15 +25,6 @@ from vauban.targets.torch import TorchTarget, Training
 
 MEMBERSHIP = ["leakage.loss_threshold", "leakage.entropy_threshold", "leakage.lira", "leakage.rmia"]
 D, CLASSES = 20, 3
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Models this small only wait for a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def noisy_data(n: int = 500, seed: int = 0) -> Data:
