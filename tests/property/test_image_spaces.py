@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -177,21 +177,23 @@ def test_a_lattice_stays_inside_and_reaches_the_edge(name: str) -> None:
 
 
 @given(seed=st.integers(0, 9999), share=st.floats(0.02, 1.0))
+@example(seed=0, share=math.nextafter(1.0, 0.0))
 @settings(max_examples=40, deadline=None)
 def test_a_patch_is_the_best_rectangle_of_all(seed: int, share: float) -> None:
-    """Against every rectangle, one by one."""
+    """Against every rectangle, one by one; a share that falls short of whole pixels by rounding alone means them."""
     h, w = 5, 6
+    most = share * (1 + windows.ROUNDING)
     g = torch.Generator().manual_seed(seed)
     x, z = torch.rand(1, 2, h, w, generator=g), torch.rand(1, 2, h, w, generator=g) * 2 - 0.5
     space = PICTURES["patch"](LOW, HIGH)
     near = space.project(z, x, share)
-    assert float(space.distance(near, x)) <= share
+    assert float(space.distance(near, x)) <= most
     nearest = math.inf
     for top in range(h):
         for left in range(w):
             for a in range(h - top + 1):
                 for b in range(w - left + 1):
-                    if a * b <= share * h * w:
+                    if a * b <= most * h * w:
                         other = x.clone()
                         cut = (..., slice(top, top + a), slice(left, left + b))
                         other[cut] = z[cut].clamp(0, 1)

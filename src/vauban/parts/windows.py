@@ -11,6 +11,9 @@ from torch import Tensor
 ALL_UP_TO = 64
 """Sides up to which every shape of a rectangle is tried; in larger pictures thirteen heights, evenly spread by their logarithm."""
 
+ROUNDING = 1e-9
+"""How far, relatively, a share of the area may fall short of whole pixels and still mean them."""
+
 
 def upright(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Pictures `[n, c, h, w]`, `[n, h, w, c]` or `[n, h, w]` as `[n, c, h, w]`, and the way back.
@@ -24,8 +27,11 @@ def upright(x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
 
 
 def shapes(h: int, w: int, share: float) -> list[tuple[int, int]]:
-    """Heights and widths of the rectangles within a picture `h` x `w` that cover at most `share`, none inside another."""
-    area = int(share * h * w * (1 + 1e-9) + 1e-9)
+    """Heights and widths of the rectangles within a picture `h` x `w` that cover at most `share`, none inside another.
+
+    `share` is taken up to `ROUNDING`: 0.29 of 100 pixels are 29, although the product of the floats falls short of it.
+    """
+    area = int(share * h * w * (1 + ROUNDING) + ROUNDING)
     heights = range(1, h + 1)
     if max(h, w) > ALL_UP_TO:
         heights = sorted({round(float(a)) for a in np.geomspace(max(1, area // w), min(h, area), 13)} if area else ())  # type: ignore[assignment]
