@@ -97,7 +97,7 @@ def test_a_whole_audit_of_a_callable_says_what_it_could_not_do() -> None:
 
     log = vauban.audit(scores, (x, y), include=["evasion"], samples=10, profile="smoke", time_limit="60s")
     states = {a.check: a.state for a in log.attempts}
-    assert states["evasion.pgd"] == "skipped"
+    assert states["evasion.fgsm"] == "skipped"
     assert states["evasion.cascade"] == "assessed"
     assert log.verdict.not_assessed > 0
 

@@ -12,7 +12,7 @@ from torch import nn
 import vauban
 from vauban.attacks.catalog import ATTACKS
 from vauban.audits.plan import Request, default_threats, unit_key
-from vauban.audits.runner import Ready, prepare, run_identity, seen
+from vauban.audits.runner import Ready, left_to_others, prepare, run_identity, seen
 from vauban.core.data import Data
 from vauban.engine.case import Check
 from vauban.schema.access import BLACK_BOX_LABELS, EVERYTHING, Access
@@ -40,7 +40,10 @@ def ready() -> Ready:
 
 
 def test_the_whole_catalogue_is_in_the_plan(ready: Ready) -> None:
-    assert {u.check.id for u in ready.plan.units} == set(ATTACKS.ids())
+    made, left = {u.check.id for u in ready.plan.units}, {check.id for check in ready.plan.left}
+    assert made | left == set(ATTACKS.ids())
+    assert "evasion.cascade" in made - left
+    assert "evasion.fab" in left - made
     assert all(u.refusal.reason for u in ready.plan.units if u.refusal is not None)
     assert ready.plan.absent == ()
 
@@ -48,7 +51,8 @@ def test_the_whole_catalogue_is_in_the_plan(ready: Ready) -> None:
 def test_each_evasion_attack_meets_each_threat_that_it_searches(ready: Ready) -> None:
     for name in ATTACKS.ids():
         spaces = set(ATTACKS.load(name).card.spaces)
-        threats = [u.check.threat for u in ready.plan.units if u.check.id == name]
+        checks = [*(u.check for u in ready.plan.units), *ready.plan.left]
+        threats = [check.threat for check in checks if check.id == name]
         found = {t.room.space for t in threats if t.room is not None}
         assert found == ({"linf", "l2"} & spaces) if spaces & {"linf", "l2"} else len(threats) == 1
 
@@ -61,6 +65,17 @@ def test_include_and_exclude() -> None:
     assert reasons["evasion.pgd"] == "excluded: slow"
     assert reasons["evasion.apgd"].startswith("not asked for")
     assert all(u.check.id == "evasion.fgsm" for u in plan.todo)
+
+
+def test_an_attack_whose_place_others_take_is_in_a_note_and_can_be_asked_for(ready: Ready) -> None:
+    (note,) = left_to_others(ready)
+    assert "evasion.cascade" in note
+    assert f"{len({check.id for check in ready.plan.left})} other" in note
+    for wish in ({"include": ("evasion.fab",)}, {"settings": {"evasion.fab": {"steps": 9}}}):
+        plan = prepare(request(**wish)).plan
+        assert "evasion.fab" in {u.check.id for u in plan.todo}
+    plan = prepare(request(exclude={"evasion.fab": "slow"})).plan
+    assert [u.refusal.reason for u in plan.units if u.check.id == "evasion.fab" and u.refusal] == ["excluded: slow"] * 2
 
 
 def test_what_the_profile_leaves_out_can_be_asked_for() -> None:

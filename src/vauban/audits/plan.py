@@ -113,6 +113,8 @@ class Plan:
     units: tuple[Unit, ...]
     absent: tuple[str, ...]
     """Families that the user did not ask for."""
+    left: tuple[Check, ...] = ()
+    """Not made, for the profile makes others in their place: what they would try is not left untried."""
 
     @property
     def todo(self) -> tuple[Unit, ...]:
@@ -144,11 +146,13 @@ def plan(request: Request, case: Case, profile: Profile, speed: Speed) -> Plan:
         [name for name in catalogue.ids() if name.partition(".")[0] in families] if request.whole_families else chosen
     )
     identity = identify(request, case, profile)
-    units = [unit for name in listed for unit in _units(name, request, case, profile, threats, identity, speed)]
+    checks = [(check, card) for name in listed for check, card in _checks(name, request, threats)]
+    left = tuple(check for check, card in checks if _left_to_others(check, card, request, profile))
+    units = [_unit(c, card, request, case, profile, identity, speed) for c, card in checks if c not in left]
     if not units:
         raise BadOption("Nothing is left to do: --include and --exclude name no check together.")
     everything = {name.partition(".")[0] for name in catalogue.ids()}
-    return Plan(tuple(units), tuple(sorted(everything - families)))
+    return Plan(tuple(units), tuple(sorted(everything - families)), left)
 
 
 def identify(request: Request, case: Case, profile: Profile) -> dict[str, Any]:
@@ -172,20 +176,11 @@ def _domain_digest(case: Case) -> str:
     return digest.hexdigest()
 
 
-def _units(
-    id: str,
-    request: Request,
-    case: Case,
-    profile: Profile,
-    threats: Sequence[ThreatModel],
-    identity: Mapping[str, Any],
-    speed: Speed,
-) -> list[Unit]:
+def _checks(id: str, request: Request, threats: Sequence[ThreatModel]) -> list[tuple[Check, AttackCard]]:
     card = attacks.ATTACKS.load(id).card
     fitting = [t for t in threats if t.room is not None and t.room.space in card.spaces] or list(threats[:1])
     mine = fitting if card.spaces else [FAMILY_THREATS.get(card.family, ThreatModel(id="any"))]
-    checks = [Check(id=id, threat=t, settings=dict(request.settings.get(id, {}))) for t in mine]
-    return [_unit(c, card, request, case, profile, identity, speed) for c in checks]
+    return [(Check(id=id, threat=t, settings=dict(request.settings.get(id, {}))), card) for t in mine]
 
 
 def _unit(
@@ -198,39 +193,39 @@ def _unit(
     speed: Speed,
 ) -> Unit:
     key = unit_key(check, identity)
-    no = _left_out(check, card, request, profile) or refusal(card, check.threat, case)
+    no = _unwanted(check, request) or refusal(card, check.threat, case) or _too_long(check, request, profile)
     return Unit(check, key, price(check, case, speed) if no is None else Estimate(), no)
 
 
-def _left_out(check: Check, card: AttackCard, request: Request, profile: Profile) -> Refusal | None:
-    """Why the user or the profile does not want this check."""
-
-    def names(name: str) -> bool:
-        return check.id == name or check.id.startswith(f"{name}.")
-
+def _unwanted(check: Check, request: Request) -> Refusal | None:
     for name, reason in request.exclude.items():
-        if names(name):
+        if check.within(name):
             return Refusal("skipped", f"excluded: {reason}")
-    if request.include and not any(map(names, request.include)):
+    if request.include and not any(map(check.within, request.include)):
         return Refusal("skipped", f"not asked for: this run includes {', '.join(request.include)}")
-    # who sets something about a check wants it made
-    if check.id in request.include or check.id in request.settings:
+    return None
+
+
+def _too_long(check: Check, request: Request, profile: Profile) -> Refusal | None:
+    if check.id not in profile.left_out or _wanted(check, request):
         return None
-    if check.id in profile.left_out:
-        return Refusal("skipped", f"the profile {profile.id} leaves it out: use --profile standard")
-    return _left_to_others(check, card, profile) if card.spaces else None
+    return Refusal("skipped", f"the profile {profile.id} leaves it out: use --profile standard")
 
 
-def _left_to_others(check: Check, card: AttackCard, profile: Profile) -> Refusal | None:
-    """Which attacks the profile makes in the place of this one."""
+def _wanted(check: Check, request: Request) -> bool:
+    """Who names a check, or sets something about it, wants it made."""
+    return check.id in request.include or check.id in request.settings
+
+
+def _left_to_others(check: Check, card: AttackCard, request: Request, profile: Profile) -> bool:
+    """Whether the profile makes other attacks in the place of this one, and nobody objects."""
+    if not card.spaces or check.id in profile.left_out or _unwanted(check, request) or _wanted(check, request):
+        return False
     space = check.threat.room.space if check.threat.room else ""
     known = space in NORMS
-    made = profile.evasion if known else profile.beyond
     # nobody stands for an attack that has nothing to search here
-    if check.id in made or (space not in card.spaces and (not known or check.id in profile.beyond)):
-        return None
-    others = "evasion.cascade" if known else "the attacks made for such rooms"
-    return Refusal("skipped", f"the profile {profile.id} leaves it to {others}: ask with --include {check.id}")
+    searches = space in card.spaces or (known and check.id not in profile.beyond)
+    return searches and check.id not in (profile.evasion if known else profile.beyond)
 
 
 def unit_key(check: Check, identity: Mapping[str, Any]) -> str:

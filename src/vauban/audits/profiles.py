@@ -45,7 +45,7 @@ PROFILES: dict[str, Profile] = {
             evasion=BASELINES,
             beyond=BEYOND,
             rooms=(),
-            left_out=("leakage.lira", "leakage.rmia"),
+            left_out=("leakage.lira", "leakage.rmia", *OTHER_WAYS),
             text="under a minute: is anything plainly broken? No reference models, no decision-based attack.",
         ),
         Profile(

@@ -224,7 +224,7 @@ def conclude(ready: Ready, attempts: list[Attempt], id: str, started: str) -> Au
         attempts=attempts,
         findings=findings,
         verdict=_verdict(attempts, findings, request.fail_on, ready.doubts),
-        notes=[*_absent(ready), *suppress.notes(findings, request.suppressions, today)],
+        notes=[*_absent(ready), *left_to_others(ready), *suppress.notes(findings, request.suppressions, today)],
     )
     return log.model_copy(update={"verdict": gated(log, request)}) if request.gates else log
 
@@ -274,6 +274,18 @@ def _config(ready: Ready) -> dict[str, Any]:
 def _absent(ready: Ready) -> list[str]:
     absent = ready.plan.absent
     return [f"Not part of this audit, because it was not asked for: {', '.join(absent)}."] if absent else []
+
+
+def left_to_others(ready: Ready) -> list[str]:
+    """That the profile makes some attacks in the place of others, as a note to the report."""
+    count = len({check.id for check in ready.plan.left} - {unit.check.id for unit in ready.plan.units})
+    if not count:
+        return []
+    made = ", ".join(sorted({unit.check.id for unit in ready.plan.todo if unit.check.family == "evasion"}))
+    return [
+        f"The profile {ready.profile.id} makes {made} in the place of {count} other attacks on inputs: "
+        "`vauban list attacks` names them, --include adds one."
+    ]
 
 
 def _executor(name: str) -> None:

@@ -83,7 +83,7 @@ def inspect(
     """What a target offers, what the preflight finds, what an audit would do and cost. Nothing is attacked."""
     given = locals()
     from vauban.audits.build import build
-    from vauban.audits.runner import prepare
+    from vauban.audits.runner import left_to_others, prepare
     from vauban.cli.auditing import settle
     from vauban.cli.watch import estimate_text
 
@@ -100,6 +100,7 @@ def inspect(
         "facts": ready.facts,
         "preflight": [d.model_dump(mode="json") for d in ready.doubts],
         "plan": rows,
+        "left": sorted({check.id for check in ready.plan.left}),
         "cost": {
             "queries": estimate.queries,
             "gradients": estimate.gradients,
@@ -112,6 +113,7 @@ def inspect(
     lines += [f"  {d.verdict:4}  {d.text}" for d in ready.doubts]
     lines += ["", f"plan ({ready.profile.id}, {len(case.data.x_test)} samples): {estimate_text(estimate)}"]
     lines += [f"  {r['check']} {r['threat']}: {r['reason'] or 'yes'}" for r in rows]
+    lines += left_to_others(ready)
     return Reply(document, "\n".join(lines))
 
 

@@ -41,6 +41,10 @@ class Check:
     def family(self) -> str:
         return self.id.partition(".")[0]
 
+    def within(self, name: str) -> bool:
+        """Whether `name` means this check: its id, or its family."""
+        return self.id == name or self.id.startswith(f"{name}.")
+
 
 @dataclass(frozen=True)
 class Case:
