@@ -142,6 +142,24 @@ SECTIONS = (
         _one,
     ),
     Section(
+        "leakage",
+        "Membership",
+        "An overfitted MNIST model, and one that never saw the data (`null`). Who comes first of LiRA and RMIA trains the 16 "
+        "reference models that they share; ART's learned attacks are told the truth on as many rows, or train 16 shadow models.",
+        {
+            "attack": "", "seeds": "seeds", "auc": "AUC", "auc_sd": "its deviation", "tpr_at_fpr_1pct": "TPR at 1 % FPR",
+            "chance_inside": "seeds with chance inside the interval", "seconds": "seconds",
+        },
+        _plain,
+    ),
+    Section(
+        "start",
+        "Start",
+        "Seconds until a fresh process is done; files in the page cache.",
+        {"what": "", "median_s": "seconds", "bar_s": "bar", "met": "met"},
+        _one,
+    ),
+    Section(
         "memory",
         "Memory",
         "The highest resident memory of a `standard` run over that of one forward and backward pass.",
