@@ -1,7 +1,7 @@
 """The nearest adversarial input: Vauban's attacks beside their peers', at equal passes.
 
     python bench/minimal_norm.py [--norm linf,l2,l1,l0] [--budget 200,500,2000] [--model natural,robust]
-        [--only NAME,...] [--images 100] [--threads 2] [--cost]
+        [--only NAME,...] [--missing] [--images 100] [--threads 2] [--cost]
 
 A pass is a forward with a backward to the input; a forward alone counts as one, too. Every point is judged anew: a fresh
 forward pass, the box, its norm in float64. Optimality is AttackBench's (Cina et al. 2024, arXiv:2404.19460): the area
@@ -86,14 +86,19 @@ def stored(key: str) -> dict[str, Any]:
     return {row["contender"]: row for row in known.get(key, [])}
 
 
-def run(norm: str, budget: int, name: str, only: list[str], images: int) -> list[dict[str, Any]]:
+def wanted(contender: str, only: list[str]) -> bool:
+    """By its whole name, or by whose it is."""
+    return not only or contender in only or contender.split()[0] in only
+
+
+def run(norm: str, budget: int, name: str, only: list[str], images: int, missing: bool) -> list[dict[str, Any]]:
     model = common.freeze_trace(models.MODELS[name]())
     x, y = models.mnist("test")
     x, y = x[:images], y[:images]
     key = f"{norm}, {budget} passes, {name}, {images} images"
     rows = stored(key)
     for contender, attack in contenders(norm, budget).items():
-        if only and not any(word in contender for word in only):
+        if not wanted(contender, only) or (missing and contender in rows):
             continue
         torch.manual_seed(0)
         started = time.perf_counter()
@@ -165,7 +170,8 @@ def main() -> None:
     options.add_argument("--norm", default=",".join(ORDER))
     options.add_argument("--budget", default=",".join(map(str, BUDGETS)))
     options.add_argument("--model", default="natural,robust")
-    options.add_argument("--only", default="", help="parts of contenders' names, comma-separated")
+    options.add_argument("--only", default="", help="contenders, or whose they are (vauban, adv_lib), comma-separated")
+    options.add_argument("--missing", action="store_true", help="only who has no row yet")
     options.add_argument("--images", type=int, default=100)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--cost", action="store_true", help="time of a pass instead of strength")
@@ -177,7 +183,14 @@ def main() -> None:
     for name in given.model.split(","):
         for norm in given.norm.split(","):
             for budget in given.budget.split(","):
-                run(norm, int(budget), name, [word for word in given.only.split(",") if word], given.images)
+                run(
+                    norm,
+                    int(budget),
+                    name,
+                    [word for word in given.only.split(",") if word],
+                    given.images,
+                    given.missing,
+                )
 
 
 if __name__ == "__main__":
