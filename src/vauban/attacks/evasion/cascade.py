@@ -82,8 +82,8 @@ TIERS: Mapping[str, Tier] = {
         gradients=(
             (PGD(steps=10),),
             (Prove("crown"),),
-            # with two classes, or a value, there is one direction to go: more steps instead of more targets
-            (TargetedAPGD(steps=50, targets=2, loss="margin"), APGD(steps=100, loss="margin")),
+            (PGD(steps=30, loss="ce"),),
+            (TargetedAPGD(steps=40, targets=2, loss="margin"),),
             (SigmaZero(steps=200),),
         ),
         scores=((Prove("crown"),), (Square(queries=300),), (OnePixel(queries=300),)),
@@ -93,8 +93,9 @@ TIERS: Mapping[str, Tier] = {
         gradients=(
             (PGD(steps=10),),
             (Prove("crown"),),
-            (TargetedAPGD(steps=100, targets=3, loss="margin"), APGD(steps=100, loss="margin")),
-            (APGD(steps=100, restarts=3, at_once=True),),
+            (PGD(steps=30, loss="ce"),),
+            (TargetedAPGD(steps=100, targets=3, loss="margin"),),
+            (APGD(steps=100, restarts=2, at_once=True),),
             (TargetedAPGD(steps=50, targets=6),),
             (Square(queries=500),),
             (SigmaZero(steps=1000),),
