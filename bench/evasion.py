@@ -1,7 +1,7 @@
 """Evasion attacks beside their peers: time against bare passes, and strength on the same samples.
 
     python bench/evasion.py [--quick] [--seeds 5] [--images 1000] [--threads 2]
-        [--only pgd,apgd,square,hop_skip_jump]
+        [--only pgd,apgd,square,hop_skip_jump] [--steps 100] [--model robust,natural]
 
 One process, two threads, the same model object and samples, contenders in alternating order. Every result is judged
 by `common.broken` (float64 norm, box, fresh forward). Writes results/evasion.json and prints a table.
@@ -168,12 +168,12 @@ def _strength(job: Job, x: Tensor, out: list[Any], hits: Any, mine: Any) -> dict
     return found
 
 
-def plan(quick: bool, images: int | None) -> list[Job]:
+def plan(quick: bool, images: int | None, steps: int | None) -> list[Job]:
     few = images or (250 if quick else 1000)
     return [
-        Job("pgd", "robust", few, 40),
-        Job("pgd", "natural", few, 40),
-        Job("apgd", "robust", few, 50 if quick else 100),
+        Job("pgd", "robust", few, steps or 40),
+        Job("pgd", "natural", few, steps or 40),
+        Job("apgd", "robust", few, steps or (50 if quick else 100)),
         Job("square", "robust", 250, 200 if quick else 1000),
         Job("hop_skip_jump", "natural", 10 if quick else 20, 10, "l2", math.inf),
     ]
@@ -185,12 +185,14 @@ def main() -> None:
     options.add_argument("--seeds", type=int, help="5; 2 with --quick")
     options.add_argument("--only", default=",".join(CONTENDERS), help="attacks, comma-separated")
     options.add_argument("--images", type=int, help="for the gradient attacks; 1000, or 250 with --quick")
+    options.add_argument("--steps", type=int, help="for the gradient attacks; 40 for PGD, 100 for APGD")
+    options.add_argument("--model", default="robust,natural", help="models, comma-separated")
     options.add_argument("--threads", type=int, default=2)
     given = options.parse_args()
     torch.set_num_threads(given.threads)
     results: dict[str, Any] = {}
-    for job in plan(given.quick, given.images):
-        if job.attack not in given.only.split(","):
+    for job in plan(given.quick, given.images, given.steps):
+        if job.attack not in given.only.split(",") or job.model not in given.model.split(","):
             continue
         rows = run(job, given.seeds or (2 if given.quick else 5))
         results[job.title] = rows

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from vauban.attacks.evasion.ascent import ascend
+from vauban.attacks.evasion.ascent import ascend, close_in
 from vauban.attacks.evasion.front import Front, finite_radius
 from vauban.attacks.evasion.rivals import compared, lead
 from vauban.attacks.evasion.settings import at_least, at_most, one_of
@@ -27,8 +27,8 @@ class APGD:
 
     Source: Croce and Hein 2020 (arXiv:2003.01690, algorithm 1; DLR loss: equation 6).
     Departures: a row that returns to its best point forgets its momentum; success is tested at every iterate and ends
-    the row's run; in L1 the steps are the sparse ones of this library with an exact projection onto ball and box, without
-    the adaptive sparsity of Croce and Hein 2021 (arXiv:2103.01208); in a regression each run is made twice, upwards
+    the row's run; in L1 the steps are the sparse ones of Croce and Hein 2021 (arXiv:2103.01208), and in L1 and L2 a run begins
+    in wider balls (`ascent.close_in`); in a regression each run is made twice, upwards
     and downwards, unless the first succeeds; the last steps climb the margin itself from where a linear model would give
     in to its nearest class, because a smooth loss spends itself on classes that are not the nearest; in a further restart
     they start from the best point so far. `finish=0` is the published attack.
@@ -41,6 +41,7 @@ class APGD:
             all; faster where few inputs are left, and dearer where a first run would have done.
         finish: share of the steps that climb the margin at the end, 0 to 0.5; the comparison of classes is paid from
             them, a step a class, so that a run of few steps compares few classes.
+        wide: in L2 and L1, begin in balls of eight, four and two times the radius; False keeps to the radius, as published.
     """
 
     card: ClassVar[AttackCard] = AttackCard(
@@ -66,6 +67,7 @@ class APGD:
     loss: str = "ce"
     finish: float = 0.4
     at_once: bool = False
+    wide: bool = True
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 2)
@@ -93,7 +95,9 @@ class APGD:
                 if len(front):
                     streams = [rng.child("apgd", restart, side) for restart in group]
                     start = torch.cat([scene.space.sample(front.x, radius, s, front.rows) for s in streams])
-                    ascend(scene, Front(scene, front.rows.repeat(len(group))), start, loss, self.steps - last)
+                    close_in(
+                        scene, Front(scene, front.rows.repeat(len(group))), start, loss, self.steps - last, self.wide
+                    )
                 front = Front(scene)
                 if last and len(front):
                     start = lead(scene, front, led)[1] if led else front.project(scene.oracle.best.x[front.rows])

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from vauban.attacks.evasion.ascent import ascend
+from vauban.attacks.evasion.ascent import close_in
 from vauban.attacks.evasion.front import Front, finite_radius
 from vauban.attacks.evasion.rivals import PAIR_LOSSES, compared, rank, towards
 from vauban.attacks.evasion.settings import at_least, one_of
@@ -28,7 +28,7 @@ class TargetedAPGD:
 
     Source: Croce and Hein 2020 (arXiv:2003.01690, section 4 and equation 7).
     Departures: classes are ranked once, at the clean input, by the share of the radius at which a linear model would
-    give in (MALT: Melamed et al. 2024, arXiv:2407.02240) instead of by their scores; those of `ascent.ascend`; with three classes
+    give in (MALT: Melamed et al. 2024, arXiv:2407.02240) instead of by their scores; those of `ascent.ascend` and, in L2 and L1, `ascent.close_in`; with three classes
     the targeted DLR is not divided by anything.
 
     Args:
@@ -87,7 +87,7 @@ class TargetedAPGD:
                 if not len(front):
                     break
                 start = scene.space.sample(front.x, radius, rng.child("apgd_targeted", place, restart), front.rows)
-                ascend(scene, front, start, loss, self.steps)
+                close_in(scene, front, start, loss, self.steps)
         return Perturbed(scene.oracle.best.x)
 
     def _losses(self, scene: EvasionScene) -> list[Loss]:

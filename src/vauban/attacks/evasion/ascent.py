@@ -1,14 +1,15 @@
-"""The ascent of APGD: a step size for every row that adapts itself, and returns to the best point."""
+"""The ascents of APGD: a step size for every row that adapts itself, and returns to the best point."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from vauban.attacks.evasion.front import Front
+from vauban.attacks.evasion.sparse_ascent import climb as _sparse
 from vauban.core.attack import EvasionScene
 from vauban.core.oracle import Look, Loss
 from vauban.parts.projections import per_row
@@ -16,6 +17,13 @@ from vauban.parts.schedules import checkpoints
 
 MOMENTUM = 0.75
 RISES = 0.75
+NARROWING: Mapping[str, tuple[tuple[float, float], ...]] = dict.fromkeys(
+    ("l2", "l1"), ((8.0, 0.2), (4.0, 0.2), (2.0, 0.2), (1.0, 0.4))
+)
+"""Space -> radii as multiples of the scene's, and their shares of the steps. In linf wider balls lead astray."""
+FAR = 100.0
+SPARSE = frozenset({"l1"})
+"""Spaces in which a step changes few coordinates."""
 
 
 @dataclass
@@ -74,16 +82,22 @@ Ask = Callable[[Loss, Tensor, Tensor], Look]
 """(loss, points, rows) -> the look: one of the oracle's questions."""
 
 
-def ascend(scene: EvasionScene, front: Front, z: Tensor, loss: Loss, steps: int, ask: Ask | None = None) -> None:
+def ascend(scene: EvasionScene, front: Front, z: Tensor, loss: Loss, steps: int, ask: Ask | None = None) -> Tensor:
     """Maximise `loss` from `z` `[m, ...]` for the rows of `front`, until they are decided or after `steps` gradients.
 
-    `ask` is the oracle's `value_and_grad` unless given. One query more than gradients: the last point counts, too.
-
-    Croce and Hein 2020 (arXiv:2003.01690, algorithm 1). Departure: a row that goes back to its best point forgets its
-    momentum, which pointed from another place.
+    Gives the points of the largest loss, of the rows that `front` is left with. `ask` is the oracle's `value_and_grad` unless
+    given. Within the scene's radius one query more than gradients: the last point counts, too.
     """
-    oracle, space = scene.oracle, scene.space
-    ask = ask or oracle.value_and_grad
+    way = _sparse if scene.space.name in SPARSE else _dense
+    return way(scene, front, z, loss, steps, ask or scene.oracle.value_and_grad)
+
+
+def _dense(scene: EvasionScene, front: Front, z: Tensor, loss: Loss, steps: int, ask: Ask) -> Tensor:
+    """Croce and Hein 2020 (arXiv:2003.01690, algorithm 1).
+
+    Departure: a row that goes back to its best point forgets its momentum, which pointed from another place.
+    """
+    space = scene.space
     marks = checkpoints(steps)
     state: _State | None = None
     since = 0
@@ -95,14 +109,36 @@ def ascend(scene: EvasionScene, front: Front, z: Tensor, loss: Loss, steps: int,
             state.record(look.value, look.grad)
         state = _State(*front.narrow(look.open, *state.parts()))
         if not len(front):
-            return
+            return state.best
         if number in marks:
             state.review(number - since)
             since = number
-        trial = front.project(state.at + space.steepest(state.slope, state.at, state.size * scene.radius))
+        trial = front.project(state.at + space.steepest(state.slope, state.at, state.size * front.radius))
         if number:
             trial = state.at + MOMENTUM * (trial - state.at) + (1 - MOMENTUM) * (state.at - state.before)
             trial = front.project(trial)
         state.before, state.at = state.at, trial
         z = trial
-    oracle.margins(z, front.rows)
+    front.look(z)
+    return z if state is None else state.best
+
+
+def close_in(scene: EvasionScene, front: Front, start: Tensor, loss: Loss, steps: int, wide: bool = True) -> None:
+    """`ascend` in balls that shrink to the scene's, where `wide`: each run begins where the one before it was best.
+
+    Gradients that vanish around the input, as on models hardened in another norm, are found again farther away.
+    Croce and Hein 2021 (arXiv:2103.01208, section 4.2), with radii of 8, 4, 2, 1 instead of 3, 2, 1, and in L2, too.
+    """
+    balls = NARROWING.get(scene.space.name, ()) if wide else ()
+    z, left = start, steps
+    if balls and scene.space.name in SPARSE:
+        # the projection of a long way keeps few coordinates, which is where sparse steps begin
+        z = front.x + FAR * (start - front.x)
+    for ratio, share in balls[:-1]:
+        now = round(share * steps)
+        there = Front(scene, front.rows, ratio * scene.radius)
+        z = ascend(scene, there, there.project(z), loss, now)
+        front, left = Front(scene, there.rows), left - now
+        if not len(front):
+            return
+    ascend(scene, front, front.project(z), loss, left)

@@ -18,9 +18,11 @@ class Front:
     A decided row costs nothing more, because it is no longer asked about.
     """
 
-    def __init__(self, scene: EvasionScene, rows: Tensor | None = None) -> None:
+    def __init__(self, scene: EvasionScene, rows: Tensor | None = None, radius: float | None = None) -> None:
+        """`radius` is the scene's unless given: a search may look farther than what counts."""
         self._scene = scene
         self.rows = scene.oracle.rows if rows is None else rows
+        self.radius = scene.radius if radius is None else radius
         self._index()
 
     def __len__(self) -> int:
@@ -30,7 +32,7 @@ class Front:
         scene = self._scene
         whole = len(self.rows) == len(scene.x)
         self.x = scene.x if whole and _in_order(self.rows) else scene.x[self.rows]
-        self.project: Callable[[Tensor], Tensor] = scene.space.within(self.x, scene.radius)
+        self.project: Callable[[Tensor], Tensor] = scene.space.within(self.x, self.radius)
 
     def narrow(self, stay: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """Go on with the rows where `stay` `[m]` holds; gives each tensor of per-row state `[m, ...]` cut alike."""
@@ -39,6 +41,11 @@ class Front:
         self.rows = self.rows[stay]
         self._index()
         return tuple(part[stay] for part in state)
+
+    def look(self, z: Tensor) -> None:
+        """Ask about `z` `[m, ...]` once more, unless it may lie farther than what counts."""
+        if self.radius <= self._scene.radius:
+            self._scene.oracle.margins(z, self.rows)
 
 
 def _in_order(rows: Tensor) -> bool:
