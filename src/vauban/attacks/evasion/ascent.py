@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ NARROWING: Mapping[str, tuple[tuple[float, float], ...]] = dict.fromkeys(
 )
 """Space -> radii as multiples of the scene's, and their shares of the steps. In linf wider balls lead astray."""
 FAR = 100.0
+"""How many times as far the random start of a sparse ascent is taken before it is projected."""
 SPARSE = frozenset({"l1"})
 """Spaces in which a step changes few coordinates."""
 
@@ -130,14 +132,16 @@ def close_in(scene: EvasionScene, front: Front, start: Tensor, loss: Loss, steps
     Croce and Hein 2021 (arXiv:2103.01208, section 4.2), with radii of 8, 4, 2, 1 instead of 3, 2, 1, and in L2, too.
     """
     balls = NARROWING.get(scene.space.name, ()) if wide else ()
+    # what lies outside the radius must not become the best point
+    scout = partial(scene.oracle.value_and_grad, keep=False)
     z, left = start, steps
-    if balls and scene.space.name in SPARSE:
-        # the projection of a long way keeps few coordinates, which is where sparse steps begin
-        z = front.x + FAR * (start - front.x)
+    if balls:
+        # in L1 the projection of a long way keeps few coordinates, which is where sparse steps begin
+        z = front.x + (FAR if scene.space.name in SPARSE else balls[0][0]) * (start - front.x)
     for ratio, share in balls[:-1]:
         now = round(share * steps)
         there = Front(scene, front.rows, ratio * scene.radius)
-        z = ascend(scene, there, there.project(z), loss, now)
+        z = ascend(scene, there, there.project(z), loss, now, scout)
         front, left = Front(scene, there.rows), left - now
         if not len(front):
             return

@@ -1,0 +1,145 @@
+"""The ascent in L1 against a loop over one row, and wider balls where gradients vanish around the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vauban.attacks.evasion.apgd import APGD
+from vauban.attacks.evasion.ascent import ascend, close_in
+from vauban.attacks.evasion.front import Front
+from vauban.core.attack import EvasionScene
+from vauban.core.rng import Rng
+from vauban.core.target import Domain, Outputs
+from vauban.engine.oracle import MeteredOracle
+from vauban.parts.goals import Misclassify
+from vauban.parts.projections import SPACES
+from vauban.schema.access import EVERYTHING
+
+D, ROWS, RADIUS, STEPS = 30, 5, 0.6, 40
+
+
+@dataclass(frozen=True, eq=False)
+class Net:
+    """Logits by any function of the rows."""
+
+    answer: Any
+    id: str = "net"
+    domain: Domain = Domain(task="classification", classes=2)  # noqa: RUF009
+    offers: Any = EVERYTHING
+    recipe: None = None
+
+    def forward(self, x: Tensor) -> Outputs:
+        return Outputs(self.answer(x), "logits")
+
+    def sha256(self) -> str:
+        return "net"
+
+    def settled(self, domain: Domain) -> Net:
+        return self
+
+
+def scene_of(target: Net, x: Tensor, y: Tensor, name: str, radius: float, box: bool = True) -> EvasionScene:
+    space = SPACES[name](0.0, 1.0) if box else SPACES[name]()
+    oracle = MeteredOracle(target, Misclassify(y), space, x, radius)
+    oracle.begin()
+    return EvasionScene(oracle, x, space, radius, 2)
+
+
+def hills(seed: int) -> tuple[Net, Tensor, Tensor]:
+    """A curved score that no row can lose within the radius, on inputs some of which touch the box."""
+    g = torch.Generator().manual_seed(seed)
+    w, v = torch.randn(D, 8, generator=g), torch.randn(8, 1, generator=g)
+    x = torch.rand(ROWS, D, generator=g).mul(1.4).sub(0.2).clamp(0, 1)
+
+    def answer(rows: Tensor) -> Tensor:
+        score = torch.tanh(rows @ w * 0.3) @ v
+        return torch.cat([score + 1000, -score], 1)
+
+    return Net(answer), x, torch.zeros(ROWS, dtype=torch.int64)
+
+
+def stuck(slope: Tensor, value: Tensor) -> bool:
+    return bool(value >= 1 if slope > 0 else value <= 0)
+
+
+def by_hand(target: Net, space: Any, x: Tensor, radius: float, z: Tensor) -> Tensor:
+    """Croce and Hein 2021, algorithm 1, for the margin of one row `[1, D]`: the best point."""
+    size, best, best_slope, top, every = radius, z, torch.zeros_like(z), -float("inf"), max(1, int(0.04 * STEPS))
+    before = int((z != x).sum())
+    share = before / D / 1.5
+    for number in range(STEPS):
+        leaf = z.clone().requires_grad_(True)
+        logits = target.forward(leaf).values[0]
+        value = logits[1] - logits[0]
+        (slope,) = torch.autograd.grad(value, leaf)
+        if float(value.detach()) > top:
+            best, best_slope, top = z, slope, float(value.detach())
+        if number and number % every == 0:
+            now = int((best != x).sum())
+            if now < 0.95 * before:
+                size, z, slope = radius, best, best_slope
+            else:
+                size = max(size / 1.5, radius / 10)
+            share, before = now / D / 1.5, now
+        free = [i for i in range(D) if not stuck(slope[0, i], z[0, i])]
+        steep = sorted(free, key=lambda i: -abs(float(slope[0, i])))[: max(1, int(share * D))]
+        step = torch.zeros_like(z)
+        for i in steep:
+            step[0, i] = slope[0, i].sign() * size / len(steep)
+        z = space.project(z + step, x, radius)
+    return best
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sparse_ascent_against_a_loop_over_rows(seed: int) -> None:
+    target, x, y = hills(seed)
+    scene = scene_of(target, x, y, "l1", RADIUS)
+    front = Front(scene)
+    far = x + 20 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    start = front.project(far)
+    best = ascend(scene, front, start, scene.oracle.goal.margin, STEPS)
+    for i in range(ROWS):
+        alone = by_hand(target, scene.space, x[i : i + 1], RADIUS, start[i : i + 1])
+        mine, theirs = (float(target.forward(z).values.diff()) for z in (best[i : i + 1], alone))
+        assert mine == pytest.approx(theirs, abs=1e-3)
+        assert mine > float(target.forward(start[i : i + 1]).values.diff())
+
+
+def cliff(threshold: float) -> tuple[Net, Tensor, Tensor]:
+    """Flat wherever the input has not gone `threshold` along one direction; beyond, steep."""
+    g = torch.Generator().manual_seed(1)
+    way = torch.randn(40, generator=g)
+    way = way / way.norm()
+
+    def answer(rows: Tensor) -> Tensor:
+        climbed = (rows @ way - threshold).relu()
+        return torch.stack([torch.full_like(climbed, 0.01), climbed], 1)
+
+    return Net(answer), torch.zeros(32, 40), torch.zeros(32, dtype=torch.int64)
+
+
+@pytest.mark.parametrize("name", ["l2", "l1"])
+def test_wider_balls_find_the_gradient_that_is_flat_within_the_radius(name: str) -> None:
+    target, x, y = cliff({"l2": 0.7, "l1": 0.3}[name])
+    broken = {}
+    for wide in (False, True):
+        scene = scene_of(target, x, y, name, 1.0, box=False)
+        APGD(steps=60, wide=wide)(scene, Rng(0, len(x)))
+        broken[wide] = int(scene.oracle.best.reached.sum())
+    assert broken[False] == 0
+    assert broken[True] >= 3
+
+
+def test_what_is_found_outside_the_radius_does_not_count_and_a_last_look_there_is_not_paid() -> None:
+    target, x, y = hills(0)
+    scene = scene_of(target, x, y, "l2", 0.01)
+    close_in(scene, Front(scene), x, scene.oracle.goal.margin, 20)
+    size = (scene.oracle.best.x.double() - x.double()).norm(dim=1)
+    assert float(size.max()) <= 0.01 * (1 + 1e-6)
+    assert scene.oracle.spent.gradients.tolist() == [20] * ROWS
+    assert scene.oracle.spent.queries.tolist() == [22] * ROWS
