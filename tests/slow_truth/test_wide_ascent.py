@@ -2,55 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vauban.attacks.evasion.apgd import APGD
 from vauban.attacks.evasion.ascent import ascend, close_in
 from vauban.attacks.evasion.front import Front
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
-from vauban.core.target import Domain, Outputs
+from vauban.core.target import Domain
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import Misclassify
 from vauban.parts.projections import SPACES
-from vauban.schema.access import EVERYTHING
+from vauban.targets.torch import TorchTarget
 
 D, ROWS, RADIUS, STEPS = 30, 5, 0.6, 40
 
 
-@dataclass(frozen=True, eq=False)
-class Net:
+class Formula(nn.Module):
     """Logits by any function of the rows."""
 
-    answer: Any
-    id: str = "net"
-    domain: Domain = Domain(task="classification", classes=2)  # noqa: RUF009
-    offers: Any = EVERYTHING
-    recipe: None = None
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
 
-    def forward(self, x: Tensor) -> Outputs:
-        return Outputs(self.answer(x), "logits")
-
-    def sha256(self) -> str:
-        return "net"
-
-    def settled(self, domain: Domain) -> Net:
-        return self
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(x)
 
 
-def scene_of(target: Net, x: Tensor, y: Tensor, name: str, radius: float, box: bool = True) -> EvasionScene:
+def target_of(answer: Callable[[Tensor], Tensor]) -> TorchTarget:
+    return TorchTarget(Formula(answer), domain=Domain(task="classification", classes=2), output="logits")
+
+
+def scene_of(target: TorchTarget, x: Tensor, y: Tensor, name: str, radius: float, box: bool = True) -> EvasionScene:
     space = SPACES[name](0.0, 1.0) if box else SPACES[name]()
     oracle = MeteredOracle(target, Misclassify(y), space, x, radius)
     oracle.begin()
     return EvasionScene(oracle, x, space, radius, 2)
 
 
-def hills(seed: int) -> tuple[Net, Tensor, Tensor]:
+def hills(seed: int) -> tuple[TorchTarget, Tensor, Tensor]:
     """A curved score that no row can lose within the radius, on inputs some of which touch the box."""
     g = torch.Generator().manual_seed(seed)
     w, v = torch.randn(D, 8, generator=g), torch.randn(8, 1, generator=g)
@@ -60,14 +55,14 @@ def hills(seed: int) -> tuple[Net, Tensor, Tensor]:
         score = torch.tanh(rows @ w * 0.3) @ v
         return torch.cat([score + 1000, -score], 1)
 
-    return Net(answer), x, torch.zeros(ROWS, dtype=torch.int64)
+    return target_of(answer), x, torch.zeros(ROWS, dtype=torch.int64)
 
 
 def stuck(slope: Tensor, value: Tensor) -> bool:
     return bool(value >= 1 if slope > 0 else value <= 0)
 
 
-def by_hand(target: Net, space: Any, x: Tensor, radius: float, z: Tensor) -> Tensor:
+def by_hand(target: TorchTarget, space: Any, x: Tensor, radius: float, z: Tensor) -> Tensor:
     """Croce and Hein 2021, algorithm 1, for the margin of one row `[1, D]`: the best point."""
     size, best, best_slope, top, every = radius, z, torch.zeros_like(z), -float("inf"), max(1, int(0.04 * STEPS))
     before = int((z != x).sum())
@@ -110,7 +105,7 @@ def test_sparse_ascent_against_a_loop_over_rows(seed: int) -> None:
         assert mine > float(target.forward(start[i : i + 1]).values.diff())
 
 
-def cliff(threshold: float) -> tuple[Net, Tensor, Tensor]:
+def cliff(threshold: float) -> tuple[TorchTarget, Tensor, Tensor]:
     """Flat wherever the input has not gone `threshold` along one direction; beyond, steep."""
     g = torch.Generator().manual_seed(1)
     way = torch.randn(40, generator=g)
@@ -120,7 +115,7 @@ def cliff(threshold: float) -> tuple[Net, Tensor, Tensor]:
         climbed = (rows @ way - threshold).relu()
         return torch.stack([torch.full_like(climbed, 0.01), climbed], 1)
 
-    return Net(answer), torch.zeros(32, 40), torch.zeros(32, dtype=torch.int64)
+    return target_of(answer), torch.zeros(32, 40), torch.zeros(32, dtype=torch.int64)
 
 
 @pytest.mark.parametrize("name", ["l2", "l1"])
