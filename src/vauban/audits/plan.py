@@ -7,7 +7,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 import vauban.attacks.catalog as attacks
 from vauban.audits.gate import Gate
 from vauban.audits.machine import version
-from vauban.audits.profiles import Profile
+from vauban.audits.profiles import PLAIN, STRONGEST, Profile
 from vauban.core.data import Data
 from vauban.core.registry import configure
 from vauban.core.target import Domain, Target
@@ -147,12 +147,21 @@ def plan(request: Request, case: Case, profile: Profile, speed: Speed) -> Plan:
     )
     identity = identify(request, case, profile)
     checks = [(check, card) for name in listed for check, card in _checks(name, request, threats)]
-    left = tuple(check for check, card in checks if _left_to_others(check, card, request, profile))
-    units = [_unit(c, card, request, case, profile, identity, speed) for c, card in checks if c not in left]
+    wished = [
+        (_unit(check, card, request, case, profile, identity, speed), _stand_ins(check, card, request, profile))
+        for check, card in checks
+    ]
+    made = {(unit.check.id, unit.check.threat.id) for unit, instead in wished if unit.refusal is None and not instead}
+    units, left = [], []
+    for unit, instead in wished:
+        if any((name, unit.check.threat.id) in made for name in instead):
+            left.append(unit.check)
+        else:
+            units.append(_alone(unit, instead, profile) if instead else unit)
     if not units:
         raise BadOption("Nothing is left to do: --include and --exclude name no check together.")
     everything = {name.partition(".")[0] for name in catalogue.ids()}
-    return Plan(tuple(units), tuple(sorted(everything - families)), left)
+    return Plan(tuple(units), tuple(sorted(everything - families)), tuple(left))
 
 
 def identify(request: Request, case: Case, profile: Profile) -> dict[str, Any]:
@@ -217,15 +226,23 @@ def _wanted(check: Check, request: Request) -> bool:
     return check.id in request.include or check.id in request.settings
 
 
-def _left_to_others(check: Check, card: AttackCard, request: Request, profile: Profile) -> bool:
-    """Whether the profile makes other attacks in the place of this one, and nobody objects."""
+def _stand_ins(check: Check, card: AttackCard, request: Request, profile: Profile) -> tuple[str, ...]:
+    """The attacks that make this one needless in this profile; none where somebody names it, or it is made anyway."""
     if not card.spaces or check.id in profile.left_out or _unwanted(check, request) or _wanted(check, request):
-        return False
+        return ()
     space = check.threat.room.space if check.threat.room else ""
     known = space in NORMS
     # nobody stands for an attack that has nothing to search here
     searches = space in card.spaces or (known and check.id not in profile.beyond)
-    return searches and check.id not in (profile.evasion if known else profile.beyond)
+    if not searches or check.id in (profile.evasion if known else profile.beyond):
+        return ()
+    return (STRONGEST,) if known else tuple(name for name in profile.beyond if name not in PLAIN)
+
+
+def _alone(unit: Unit, instead: tuple[str, ...], profile: Profile) -> Unit:
+    """What was left to others that are not made either: nobody has tried it."""
+    reason = f"the profile {profile.id} leaves it to {', '.join(instead)}, not made here: --include {unit.check.id}"
+    return replace(unit, estimate=Estimate(), refusal=unit.refusal or Refusal("skipped", reason))
 
 
 def unit_key(check: Check, identity: Mapping[str, Any]) -> str:

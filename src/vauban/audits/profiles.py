@@ -28,8 +28,11 @@ class Profile:
     text: str
 
 
-BASELINES = ("evasion.noise", "evasion.fgsm", "evasion.cascade")
-"""What an attack has to beat, and the strongest there is."""
+PLAIN = ("evasion.noise", "evasion.fgsm")
+"""What an attack has to beat."""
+STRONGEST = "evasion.cascade"
+"""Within a norm; it stands for every attack that is left out there."""
+BASELINES = (*PLAIN, STRONGEST)
 OTHER_WAYS = ("evasion.square", "evasion.hop_skip_jump", "evasion.universal", "evasion.feature")
 """Attackers who see less, and ways in that a radius around each input does not show."""
 BEYOND = ("evasion.noise", "evasion.grid", "evasion.apgd", "evasion.patch", "evasion.universal_patch")
