@@ -1,4 +1,4 @@
-"""The ascent in L1 against a loop over one row, and wider balls where gradients vanish around the inputs."""
+"""The ascent in L1 against a loop over one row, and looking farther away where slopes around the inputs vanish or mislead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from vauban.attacks.evasion.apgd import APGD
 from vauban.attacks.evasion.ascent import ascend, close_in
+from vauban.attacks.evasion.fmn import FMN
 from vauban.attacks.evasion.front import Front
+from vauban.attacks.evasion.nearest import Nearest, unled
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
 from vauban.core.target import Domain
@@ -40,9 +42,9 @@ def target_of(answer: Callable[[Tensor], Tensor]) -> TorchTarget:
 
 def scene_of(target: TorchTarget, x: Tensor, y: Tensor, name: str, radius: float, box: bool = True) -> EvasionScene:
     space = SPACES[name](0.0, 1.0) if box else SPACES[name]()
-    oracle = MeteredOracle(target, Misclassify(y), space, x, radius)
+    oracle = MeteredOracle(target, Misclassify(y), space, x, radius, nearest=radius == float("inf"))
     oracle.begin()
-    return EvasionScene(oracle, x, space, radius, 2)
+    return EvasionScene(oracle, x, space, radius, target.domain.classes)
 
 
 def hills(seed: int) -> tuple[TorchTarget, Tensor, Tensor]:
@@ -138,3 +140,51 @@ def test_what_is_found_outside_the_radius_does_not_count_and_a_last_look_there_i
     assert float(size.max()) <= 0.01 * (1 + 1e-6)
     assert scene.oracle.spent.gradients.tolist() == [20] * ROWS
     assert scene.oracle.spent.queries.tolist() == [22] * ROWS
+
+
+class Witness(Nearest):
+    """Remembers how far from the inputs it was asked, step by step."""
+
+    def __init__(self, scene: EvasionScene) -> None:
+        super().__init__(scene)
+        self.space, self.inputs, self.reach = scene.space, scene.x, list[Tensor]()
+
+    def see(self, z: Tensor, rows: Tensor, margin: Tensor) -> Tensor:
+        self.reach.append(self.space.distance(z, self.inputs[rows]))
+        return super().see(z, rows, margin)
+
+
+@pytest.mark.parametrize("name", ["l2", "l1"])
+def test_rows_whose_slopes_mislead_begin_farther_away_and_end_within_what_was_found(name: str) -> None:
+    target, x, y = hills(0)
+    scene = scene_of(target, x, y, name, torch.inf, box=False)
+    found = Witness(scene)
+    near = torch.full((ROWS,), 0.5).double()
+    found.distance, found.promised = near.clone(), torch.tensor([2.0, 2.0, 0.5, 0.5, 0.0]).double()
+    assert found.misled().tolist() == [True, True, False, False, False]
+    FMN(steps=40).run(scene, Front(scene), found, scene.oracle.goal.margin, 40, Rng(0, ROWS))
+    reach = torch.stack(found.reach)
+    for quarter, ratio in enumerate((8, 4, 2, 1)):
+        part = reach[1 + 5 * quarter : 6 + 5 * quarter, :2]
+        assert part.max() == pytest.approx(ratio * 0.5, rel=1e-3)
+        assert (part <= ratio * 0.5 * (1 + 1e-5)).all()
+    # the goal is out of reach, so that the radius grows slowly from there
+    assert (reach[22:, :2] > 0.5).all()
+    assert (reach[21:, :2] < 0.5 * 1.1**25).all()
+
+
+def test_only_misled_rows_follow_the_largest_class() -> None:
+    target, x, y = hills(1)
+    scene = scene_of(target, x, y, "l2", 1.0)
+    loss = unled(scene.oracle.goal, lambda outputs, rows: torch.full((len(rows),), 7.0), torch.arange(ROWS) < 2)
+    rows = torch.tensor([4, 1, 0])
+    margins = scene.oracle.goal.margin(target.forward(x[rows]), rows)
+    assert loss(target.forward(x[rows]), rows).tolist() == [7.0, *margins[1:].tolist()]
+
+
+def test_a_row_is_misled_by_a_success_much_nearer_than_promised() -> None:
+    target, x, y = hills(1)
+    found = Nearest(scene_of(target, x, y, "l2", 1.0))
+    found.promised = torch.tensor([10.0, 10.0, 10.0, 0.0, 0.0]).double()
+    found.distance = torch.tensor([2.7, 9.0, torch.inf, 1.0, torch.inf]).double()
+    assert found.misled().tolist() == [True, False, False, False, False]

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from vauban.attacks.evasion.ascent import WIDE
 from vauban.attacks.evasion.front import Front
 from vauban.attacks.evasion.nearest import Minimal, Nearest, scale
 from vauban.attacks.evasion.settings import above, at_most
@@ -30,8 +31,10 @@ class FMN(Minimal):
     a share of the steps for each, because the class with the largest score need not be the nearest; steps are measured by
     how far the border seems to be at the clean input, not by the box, so that inputs may have any units; projections
     are onto ball and box together; in Linf a step moves every feature by the radius, by the sign of its slope, for models
-    trained against Linf have slopes that are tiny in most features; until the first success the radius grows by gamma at least; the last ten steps cross the linearised border. `targets=1` is the published attack but
-    for units and last steps.
+    trained against Linf have slopes that are tiny in most features; until the first success the radius grows by gamma at
+    least; the last ten steps cross the linearised border; rows whose slopes at the input mislead follow the largest class
+    from the second run on, and in L2 and L1 begin it in balls of 8, 4, 2 and 1 times the nearest success. `targets=1` is
+    the published attack but for units and last steps.
 
     Args:
         steps: gradients in all.
@@ -74,26 +77,38 @@ class FMN(Minimal):
     def run(self, scene: EvasionScene, front: Front, found: Nearest, loss: Loss, steps: int, rng: Rng) -> None:
         """One run; see the class."""
         oracle, space = scene.oracle, scene.space
-        z, many = front.x, len(front)
-        own = torch.full((many,), torch.inf, dtype=torch.float64, device=z.device)
+        z, astray = front.x, found.misled()[front.rows] & (space.name in WIDE)
+        own = torch.full((len(front),), torch.inf, dtype=torch.float64, device=z.device)
         radius, stride = torch.full_like(own, 1.0 if space.name == "l0" else torch.inf), own
         further, quicker = PACE[space.name]
-        quick = min(quicker * self.gamma, 0.9)
+        quick, early = min(quicker * self.gamma, 0.9), round(EARLY * steps)
         for number in range(steps):
-            falling = 0.5 + 0.5 * math.cos(math.pi * number / steps)
+            falling = torch.where(
+                astray, own.new_tensor(_cosine(number - early, steps - early)), own.new_tensor(_cosine(number, steps))
+            )
             gamma, share = quick * (0.02 + 0.98 * falling), 0.01 + 0.99 * falling
             look = oracle.value_and_grad(loss, z, front.rows)
             found.see(z, front.rows, look.margin)
             if number == 0:
                 stride = further * self.stride * scale(scene, z, look)
-            hit, reach = look.margin > 0, space.distance(z, front.x)
+            hit, reach, near = look.margin > 0, space.distance(z, front.x), found.distance[front.rows]
             own = torch.where(hit, torch.minimum(own, reach), own)
+            if number == early:
+                own, radius = (torch.where(astray, near, was) for was in (own, radius))
+            far = astray & (number < early)
             radius = RADIUS[space.name](radius, own, hit, reach, gamma, look)
-            step = STEP[space.name](scene, z, look.grad, stride * share, radius * share)
+            radius = torch.where(far, BALLS[len(BALLS) * min(number, early - 1) // early] * near, radius)
+            length = torch.where(far, further * radius, stride * share)
+            step = STEP[space.name](scene, z, look.grad, length, radius * share)
             z = space.project(z + step, front.x, radius)
-            z, own, radius, stride = front.narrow(look.open, z, own, radius, stride)
+            z, own, radius, stride, astray = front.narrow(look.open, z, own, radius, stride, astray)
             if not len(front):
                 return
+
+
+def _cosine(number: int, steps: int) -> float:
+    """From 1 at the first step down to 0."""
+    return 0.5 + 0.5 * math.cos(math.pi * max(number, 0) / steps)
 
 
 def _counted(radius: Tensor, own: Tensor, hit: Tensor, reach: Tensor, gamma: float, look: Look) -> Tensor:
@@ -131,6 +146,10 @@ def _by_signs(scene: EvasionScene, z: Tensor, slope: Tensor, stride: Tensor, rad
     return scene.space.steepest(slope, z, radius.clamp_max(torch.finfo(z.dtype).max / 4))
 
 
+EARLY = 0.5
+"""Share of the steps that rows whose slopes lead astray spend farther away than what was found."""
+BALLS = (8.0, 4.0, 2.0, 1.0)
+"""Radii of these steps, as multiples of the nearest success."""
 PACE = {"linf": (1.0, 1.0), "l2": (1.0, 1.0), "l1": (8.0, 2.0), "l0": (1.0, 1.0)}
 """Multiples of `stride` and `gamma`: in L1 the change is cut to few features, which only long steps can exchange."""
 STEP = {"linf": _by_signs, "l2": _along, "l1": _along, "l0": _along}

@@ -25,6 +25,8 @@ COMPARED = 9
 """Classes that are ranked at most, a gradient each."""
 OVER = 1e-3
 """Share by which a step goes further than the linearised border, for rounding not to keep it on this side."""
+MISLED = 1.2
+"""Where a success was found that many times nearer than the slopes at the input promise, these lead astray."""
 LAST = {"linf": 10, "l2": 10, "l1": 10, "l0": 10}
 """Steps at the end of a search that mend what it found, at most."""
 
@@ -39,6 +41,12 @@ class Nearest:
         self._scene = scene
         self.x = scene.x.clone()
         self.distance = torch.full((len(scene.x),), torch.inf, dtype=torch.float64, device=scene.x.device)
+        self.promised = torch.zeros_like(self.distance)
+        """Where the model would give in if it were linear, `[n]`; 0 where nobody asked."""
+
+    def misled(self) -> Tensor:
+        """bool `[n]`: rows whose slopes at the input see the border farther away than it was found."""
+        return self.distance * MISLED < self.promised
 
     def see(self, z: Tensor, rows: Tensor, margin: Tensor) -> Tensor:
         """Keep what reaches the goal and is nearer than before; bool `[m]`: which rows got nearer."""
@@ -68,7 +76,9 @@ def ranked(scene: EvasionScene, front: Front, most: int, found: Nearest) -> Tens
     gaps = slopes.scores.gather(1, true[:, None]) - slopes.scores.gather(1, near)
     pairs = list(zip(slopes.grad.unbind(1), gaps.unbind(1), strict=True))
     far = [size(front.x, grad, gap, *box(scene, front.x), scene.space.name) for grad, gap in pairs]
-    order = torch.stack(far, 1).argsort(dim=1, stable=True)
+    distances = torch.stack(far, 1)
+    order = distances.argsort(dim=1, stable=True)
+    found.promised[front.rows] = distances.amin(1)
     front.narrow(slopes.open)
     first = order[slopes.open, 0]
     if len(front):
@@ -85,6 +95,15 @@ def levelled(goal: Goal, side: Loss) -> Loss:
     def loss(outputs: Outputs, rows: Tensor) -> Tensor:
         value, margin = side(outputs, rows), goal.margin(outputs, rows)
         return margin if side == goal.margin else value - (value.abs() - margin).detach()
+
+    return loss
+
+
+def unled(goal: Goal, side: Loss, misled: Tensor) -> Loss:
+    """`side`, but for the rows that are `misled` `[n]`: these follow whatever class comes nearest on the way."""
+
+    def loss(outputs: Outputs, rows: Tensor) -> Tensor:
+        return torch.where(misled.to(rows.device)[rows], goal.margin(outputs, rows), side(outputs, rows))
 
     return loss
 
@@ -110,7 +129,8 @@ def scale(scene: EvasionScene, x: Tensor, look: Look) -> Tensor:
 class Minimal:
     """An attack that follows one loss at a time: towards each of the nearest classes in turn, then settles.
 
-    Subclasses say how one such run goes.
+    Rows whose first run found a success much nearer than the slopes at the input promise follow the largest class from then
+    on: the order of the classes came from these slopes. Subclasses say how one such run goes.
     """
 
     card: ClassVar[AttackCard]
@@ -133,8 +153,9 @@ class Minimal:
         found = Nearest(scene)
         losses, left = self._ways(scene, found)
         last = min(LAST[scene.space.name], left // 5)
-        for number, loss in enumerate(losses):
-            front = Front(scene)
+        for number, side in enumerate(losses):
+            front, misled = Front(scene), found.misled()
+            loss = unled(scene.oracle.goal, side, misled) if bool(misled.any()) else side
             if len(front):
                 self.run(scene, front, found, loss, (left - last) // len(losses), rng.child(self.card.id, number))
         SETTLE[scene.space.name](scene, found, last)
