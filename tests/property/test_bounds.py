@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -302,6 +303,28 @@ def test_a_value_stays_within_its_tolerance() -> None:
     reached = torch.zeros(6).double().scatter_reduce(0, rows, moved, "amax")
     assert bool(prove_value(graph, x, 1.6 * reached, "linf", 0.05, 0.0, 1.0).certified.all())
     assert not bool(prove_value(graph, x, 0.99 * reached, "linf", 0.05, 0.0, 1.0, effort="alpha").certified.any())
+
+
+def test_only_rows_that_fall_little_short_are_tuned() -> None:
+    torch.manual_seed(3)
+    model, x = (
+        nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)),
+        torch.rand(80, 8),
+    )
+    graph, labels = trace(model, x[:4]), model(x).argmax(1)
+
+    def proved(**how: Any) -> Tensor:
+        return prove(graph, x, labels, "linf", 0.15, 0.0, 1.0, **how).certified
+
+    without, tuned, none, some = (
+        proved(effort="crown"),
+        proved(effort="alpha"),
+        proved(effort="alpha", most_short=0.0),
+        proved(effort="alpha", most_short=1.0),
+    )
+    assert torch.equal(none, without)
+    assert 0 < int(without.sum()) < int(some.sum()) < int(tuned.sum())
+    assert not bool((some & ~tuned).any())
 
 
 def test_two_classes_from_one_score() -> None:

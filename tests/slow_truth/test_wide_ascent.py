@@ -161,7 +161,8 @@ def test_rows_whose_slopes_mislead_begin_farther_away_and_end_within_what_was_fo
     found = Witness(scene)
     near = torch.full((ROWS,), 0.5).double()
     found.distance, found.promised = near.clone(), torch.tensor([2.0, 2.0, 0.5, 0.5, 0.0]).double()
-    assert found.misled().tolist() == [True, True, False, False, False]
+    found.astray = found.misled()
+    assert found.astray.tolist() == [True, True, False, False, False]
     FMN(steps=40).run(scene, Front(scene), found, scene.oracle.goal.margin, 40, Rng(0, ROWS))
     reach = torch.stack(found.reach)
     for quarter, ratio in enumerate((8, 4, 2, 1)):

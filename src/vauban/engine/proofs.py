@@ -22,6 +22,8 @@ from vauban.targets.proofs import exact_model
 MOST_OPEN = 2000
 """Activations that intervals may leave open in a row that is still worth linear bounds: nets trained to be provable have
 hundreds, others thousands to tens of thousands."""
+MOST_SHORT = 0.25
+"""Of its margin, by which a linear bound may fall short of a proof and still be worth tuning: what was won lay within 0.15."""
 PATIENCE = 60.0
 """Seconds for proofs about trees and neighbours where the audit has no time limit."""
 PROVABLE = ("linf", "l2", "l1")
@@ -80,8 +82,9 @@ class LazyProver:
         radius = self.radius + slack(self.radius, self.x)
 
         def prover(x: Tensor, labels: Tensor, effort: str, deadline: float | None) -> Tensor:
-            limits: dict[str, Any] = {"effort": effort, "deadline": deadline, "most_open": MOST_OPEN}
-            return prove(graph, x, labels, self.space.name, radius, self.space.low, self.space.high, **limits).certified
+            limits: dict[str, Any] = {"deadline": deadline, "most_open": MOST_OPEN, "most_short": MOST_SHORT}
+            box = self.space.low, self.space.high
+            return prove(graph, x, labels, self.space.name, radius, *box, effort=effort, **limits).certified
 
         return prover
 

@@ -81,18 +81,18 @@ TIERS: Mapping[str, Tier] = {
     "screen": Tier(
         gradients=(
             (PGD(steps=10),),
-            (Prove("crown"),),
+            (Prove("alpha"),),
             (PGD(steps=30, loss="ce"),),
             (TargetedAPGD(steps=40, targets=2, loss="margin"),),
             (SigmaZero(steps=200),),
         ),
-        scores=((Prove("crown"),), (Square(queries=300),), (OnePixel(queries=300),)),
-        labels=((Prove("crown"),), (HopSkipJump(queries=300),)),
+        scores=((Prove("alpha"),), (Square(queries=300),), (OnePixel(queries=300),)),
+        labels=((Prove("alpha"),), (HopSkipJump(queries=300),)),
     ),
     "standard": Tier(
         gradients=(
             (PGD(steps=10),),
-            (Prove("crown"),),
+            (Prove("alpha"),),
             (PGD(steps=30, loss="ce"),),
             (TargetedAPGD(steps=100, targets=3, loss="margin"),),
             (APGD(steps=100, restarts=2, at_once=True),),
@@ -101,8 +101,8 @@ TIERS: Mapping[str, Tier] = {
             (SigmaZero(steps=1000),),
             (OnePixel(queries=500),),
         ),
-        scores=((Prove("crown"),), (Square(queries=2500),), (OnePixel(queries=2500),)),
-        labels=((Prove("crown"),), (HopSkipJump(queries=2500),), (RayS(queries=2500),)),
+        scores=((Prove("alpha"),), (Square(queries=2500),), (OnePixel(queries=2500),)),
+        labels=((Prove("alpha"),), (HopSkipJump(queries=2500),), (RayS(queries=2500),)),
     ),
     "deep": Tier(
         gradients=(

@@ -33,7 +33,7 @@ class FMN(Minimal):
     are onto ball and box together; in Linf a step moves every feature by the radius, by the sign of its slope, for models
     trained against Linf have slopes that are tiny in most features; until the first success the radius grows by gamma at
     least; the last ten steps cross the linearised border; rows whose slopes at the input mislead follow the largest class
-    from the second run on, and in L2 and L1 begin it in balls of 8, 4, 2 and 1 times the nearest success. `targets=1` is
+    in the second and third run, and in L2 and L1 begin them in balls of 8, 4, 2 and 1 times the nearest success. `targets=1` is
     the published attack but for units and last steps.
 
     Args:
@@ -77,7 +77,7 @@ class FMN(Minimal):
     def run(self, scene: EvasionScene, front: Front, found: Nearest, loss: Loss, steps: int, rng: Rng) -> None:
         """One run; see the class."""
         oracle, space = scene.oracle, scene.space
-        z, astray = front.x, found.misled()[front.rows] & (space.name in WIDE)
+        z, astray = front.x, found.astray[front.rows] & (space.name in WIDE)
         own = torch.full((len(front),), torch.inf, dtype=torch.float64, device=z.device)
         radius, stride = torch.full_like(own, 1.0 if space.name == "l0" else torch.inf), own
         further, quicker = PACE[space.name]

@@ -27,6 +27,8 @@ OVER = 1e-3
 """Share by which a step goes further than the linearised border, for rounding not to keep it on this side."""
 MISLED = 1.2
 """Where a success was found that many times nearer than the slopes at the input promise, these lead astray."""
+FREE = range(1, 3)
+"""The runs, of those that a search makes, in which misled rows follow whatever class comes nearest on the way."""
 LAST = {"linf": 10, "l2": 10, "l1": 10, "l0": 10}
 """Steps at the end of a search that mend what it found, at most."""
 
@@ -43,6 +45,8 @@ class Nearest:
         self.distance = torch.full((len(scene.x),), torch.inf, dtype=torch.float64, device=scene.x.device)
         self.promised = torch.zeros_like(self.distance)
         """Where the model would give in if it were linear, `[n]`; 0 where nobody asked."""
+        self.astray = torch.zeros_like(self.distance, dtype=torch.bool)
+        """Rows `[n]` that do not follow these slopes in the run that is made."""
 
     def misled(self) -> Tensor:
         """bool `[n]`: rows whose slopes at the input see the border farther away than it was found."""
@@ -99,11 +103,11 @@ def levelled(goal: Goal, side: Loss) -> Loss:
     return loss
 
 
-def unled(goal: Goal, side: Loss, misled: Tensor) -> Loss:
-    """`side`, but for the rows that are `misled` `[n]`: these follow whatever class comes nearest on the way."""
+def unled(goal: Goal, side: Loss, astray: Tensor) -> Loss:
+    """`side`, but the margin to whatever class is nearest to winning for the rows that are `astray` `[n]`."""
 
     def loss(outputs: Outputs, rows: Tensor) -> Tensor:
-        return torch.where(misled.to(rows.device)[rows], goal.margin(outputs, rows), side(outputs, rows))
+        return torch.where(astray.to(rows.device)[rows], goal.margin(outputs, rows), side(outputs, rows))
 
     return loss
 
@@ -129,8 +133,8 @@ def scale(scene: EvasionScene, x: Tensor, look: Look) -> Tensor:
 class Minimal:
     """An attack that follows one loss at a time: towards each of the nearest classes in turn, then settles.
 
-    Rows whose first run found a success much nearer than the slopes at the input promise follow the largest class from then
-    on: the order of the classes came from these slopes. Subclasses say how one such run goes.
+    Rows whose first run found a success much nearer than the slopes at the input promise follow the largest class in the two
+    after it: the order of the classes came from these slopes. Subclasses say how one such run goes.
     """
 
     card: ClassVar[AttackCard]
@@ -154,8 +158,9 @@ class Minimal:
         losses, left = self._ways(scene, found)
         last = min(LAST[scene.space.name], left // 5)
         for number, side in enumerate(losses):
-            front, misled = Front(scene), found.misled()
-            loss = unled(scene.oracle.goal, side, misled) if bool(misled.any()) else side
+            front = Front(scene)
+            found.astray = found.misled() & (number in FREE)
+            loss = unled(scene.oracle.goal, side, found.astray) if bool(found.astray.any()) else side
             if len(front):
                 self.run(scene, front, found, loss, (left - last) // len(losses), rng.child(self.card.id, number))
         SETTLE[scene.space.name](scene, found, last)

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vauban.parts.bounds.crown import lines, undecided
 from vauban.parts.bounds.graph import Graph
@@ -25,6 +26,8 @@ _ROWS = 128
 """Rows bounded at once."""
 _BATCH = 256
 """Values pulled back at once while the cones are found."""
+_HELD = 2**24
+"""Coefficients held while the cones are found."""
 _WORTH = 16
 """A cone's product may take this many multiplications per coefficient that would be pulled otherwise."""
 
@@ -74,6 +77,46 @@ def straight(graph: Graph, at: int) -> bool:
     return path is not None and path[-1] == 0 and len(path) == 2
 
 
+@dataclass(frozen=True, eq=False)
+class _Sight:
+    """What each value of a node sees at the end of its path, `[total, most]`: in rising order, filled up with `width` and 0."""
+
+    places: Tensor
+    coefficients: Tensor
+    constants: Tensor
+    """`[total]`."""
+    width: int
+    """Values there are at the end of the path."""
+
+    @property
+    def most(self) -> int:
+        return self.places.shape[1]
+
+
+def _look(graph: Graph, path: list[int], like: Tensor) -> _Sight | None:
+    """Pulls back every value of the path's first node once; None where they see too much to be held."""
+    total, width = (int(torch.Size(graph.nodes[i].shape).numel()) for i in (path[0], path[-1]))
+    places, coefficients, constants = [], [], []
+    for part in torch.arange(total, device=like.device).split(_BATCH):
+        a, constant = _pull(graph, path, part, like)
+        row, column = (a != 0).nonzero().unbind(1)
+        counts = torch.bincount(row, minlength=len(part))
+        most = int(counts.max())
+        if total * most > _HELD:
+            return None
+        at = row, torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+        places.append(column.new_full((len(part), most), width).index_put(at, column))
+        coefficients.append(a.new_zeros(len(part), most).index_put(at, a[row, column]))
+        constants.append(constant)
+    most = max(part.shape[1] for part in places)
+    return _Sight(
+        torch.cat([F.pad(part, (0, most - part.shape[1]), value=width) for part in places]),
+        torch.cat([F.pad(part, (0, most - part.shape[1])) for part in coefficients]),
+        torch.cat(constants),
+        width,
+    )
+
+
 def _pull(graph: Graph, path: list[int], which: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Coefficients `[k, end of path]` and constants `[k]` of the chosen values of the path's first node."""
     shape = graph.nodes[path[0]].shape
@@ -84,7 +127,7 @@ def _pull(graph: Graph, path: list[int], which: Tensor, like: Tensor) -> tuple[T
         op = graph.nodes[i].op
         assert isinstance(op, Linear)
         if op.offset is not None:
-            constant = constant + (a * op.offset).flatten(1).sum(1)
+            constant = constant + a.flatten(1) @ op.offset.expand(graph.nodes[i].shape).flatten()
         (pulled,) = op.pull(a, [graph.nodes[before].shape])
         assert pulled is not None
         a = pulled
@@ -103,37 +146,38 @@ def find(graph: Graph, at: int, like: Tensor) -> Cones | None:
     inner = _chain(graph, graph.nodes[through].inputs[0])
     if inner is None or inner[-1] != 0:
         return None
+    near = _look(graph, outer, like)
+    if near is None or 4 * near.most > near.width:
+        return None
+    far = _look(graph, inner, like)
+    if far is None:
+        return None
     parts: list[Cone] = []
-    features = int(torch.Size(graph.nodes[0].shape).numel())
-    for values, second, offset in _alike(graph, outer, like):
-        seen = (second != 0).any(0).nonzero().flatten()
-        if not len(seen) or 4 * len(seen) > second.shape[1]:
+    for values in _alike(near):
+        there = near.places[values[0]] < near.width
+        seen, second = near.places[values[0]][there], near.coefficients[values][:, there]
+        if not len(seen):
             return None
-        first, constant = _pull(graph, inner, seen, like)
-        used = (first != 0).any(0).nonzero().flatten()
-        if len(seen) * len(used) > _WORTH * (second.shape[1] + features):
+        first = like.new_zeros(len(seen), far.width + 1).scatter_(1, far.places[seen], far.coefficients[seen])
+        used = (first[:, :-1] != 0).any(0).nonzero().flatten()
+        if len(seen) * len(used) > _WORTH * (near.width + far.width):
             return None
-        first, second = first[:, used], second[:, seen]
+        first = first[:, used]
         order, blocks, maps = (t.to(like.device) for t in _blocked(len(seen), first, second))
-        parts.append(Cone(values, seen, used[order], first[:, order], second, constant, offset, blocks, maps))
+        offset = near.constants[values]
+        parts.append(
+            Cone(values, seen, used[order], first[:, order], second, far.constants[seen], offset, blocks, maps)
+        )
     return Cones(at, through, parts)
 
 
-def _alike(graph: Graph, path: list[int], like: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """The values of the path's first node in groups that see the same: (values, coefficients, constants)."""
-    total = int(torch.Size(graph.nodes[path[0]].shape).numel())
-    stream = torch.Generator().manual_seed(0)
-    seen_by: dict[int, list[int]] = {}
-    mark: Tensor | None = None
-    for part in torch.arange(total, device=like.device).split(_BATCH):
-        a, _ = _pull(graph, path, part, like)
-        if mark is None:
-            mark = torch.randint(2**40, (a.shape[1],), generator=stream).to(like.device)
-        for value, key in zip(part.tolist(), ((a != 0) * mark).sum(1).tolist(), strict=True):
-            seen_by.setdefault(key, []).append(value)
-    for group in seen_by.values():
-        values = torch.tensor(group, device=like.device)
-        yield values, *_pull(graph, path, values, like)
+def _alike(sight: _Sight) -> Iterator[Tensor]:
+    """The values in groups that see the same."""
+    groups: dict[bytes, list[int]] = {}
+    for value, places in enumerate(sight.places.cpu().numpy()):
+        groups.setdefault(places.tobytes(), []).append(value)
+    for group in groups.values():
+        yield torch.tensor(group, device=sight.places.device)
 
 
 def tighten(graph: Graph, area: Region, found: Bounds, cones: Cones) -> Bounds:

@@ -57,19 +57,21 @@ def prove(
     effort: str = "crown",
     deadline: float | None = None,
     most_open: int | None = None,
+    most_short: float | None = None,
 ) -> Proof:
     """Proofs that the class of `labels` `[n]` keeps the largest score everywhere within `radius` of `x` `[n, ...]`.
 
     Every stage up to `effort` works on the rows that those before it left; `deadline` is a time of `time.monotonic`.
     Rows of which intervals leave more than `most_open` activations open get no linear bounds: these cost a pass back
-    for every one of them, and where most are open they prove nothing.
+    for every one of them, and where most are open they prove nothing. Rows whose linear bound falls short of 0 by more than
+    `most_short` times what they have at `x` get no tuned slopes, which hardly ever gain more.
     The proof holds for the model as it is computed in its own floating-point type, with sums taken in any order: the
     bounds are computed in float64 (in float32 for some inner ones), and what rounding may change there or in the model
     is bounded and taken off. For a linear model the answer is exact up to that rounding. A graph with one score is one
     of two classes, the second where the score is above 0.
     """
     claims = _against(graph, labels.to(x.device))
-    return _Work(graph, region(x, space_name, radius, low, high), claims, effort, deadline, most_open).run()
+    return _Work(graph, region(x, space_name, radius, low, high), claims, effort, deadline, most_open, most_short).run()
 
 
 def prove_value(
@@ -121,15 +123,18 @@ class _Work:
         effort: str,
         deadline: float | None,
         most_open: int | None = None,
+        most_short: float | None = None,
     ) -> None:
         if effort not in EFFORTS:
             raise ValueError(f"effort is one of {', '.join(EFFORTS)}, not {effort!r}")
         if area.order not in ORDERS:
             raise Unprovable(f"no bound is known for the space {area.order}")
         self.graph, self.area, self.claims = graph, area, claims
-        self.depth, self.deadline, self.most_open = EFFORTS.index(effort), deadline, most_open
+        self.depth, self.deadline = EFFORTS.index(effort), deadline
+        self.most_open, self.most_short = most_open, most_short
         n = len(area)
         self.known = torch.full(claims.rest.shape, -torch.inf, dtype=torch.float64, device=area.x.device)
+        self.at_x = torch.zeros(n, dtype=torch.float64, device=area.x.device)
         self.stage = torch.full((n,), -1, dtype=torch.long, device=area.x.device)
         self.broken = torch.zeros(n, dtype=torch.bool, device=area.x.device)
         self.counter = area.x.clone()
@@ -154,6 +159,7 @@ class _Work:
         now = torch.cat([self.graph.forward(self.area.x[rows]) for rows in self._parts(every)])
         at_x = (self.claims.a @ now[:, :, None])[:, :, 0] + self.claims.rest
         self.broken |= (at_x <= 0).any(1)
+        self.at_x = at_x.amin(1) if at_x.shape[1] else self.at_x
         for rows in self._parts(every):
             self._cheap(rows)
         if self.depth >= 4 and self.graph.bends and not self.late():
@@ -231,8 +237,8 @@ class _Work:
         return self._drop(rows, bounds)
 
     def _thorough(self, rows: Tensor, bounds: Bounds) -> tuple[Tensor, Bounds]:
-        """Linear bounds throughout; only some rows where that proves nothing and no dearer stage follows."""
-        if self.depth > 2:
+        """Linear bounds throughout; only some rows where that proves nothing and no stage follows that needs them."""
+        if self.depth > 3 or (self.depth == 3 and self.most_short is None):
             return self._throughout(rows, bounds)
         if 3 not in self.worth:
             every = torch.arange(len(rows), device=rows.device)
@@ -274,6 +280,9 @@ class _Work:
         return at, which
 
     def _tuned(self, rows: Tensor, bounds: Bounds) -> tuple[Tensor, Bounds]:
+        if self.most_short is not None:
+            near = self.known[rows].amin(1) > -self.most_short * self.at_x[rows]
+            rows, bounds = rows[near], bounds[near]
         # a counterexample is cheaper than any further attempt at a proof
         self._refute(rows)
         rows, bounds = self._drop(rows, bounds)
