@@ -327,6 +327,19 @@ def test_only_rows_that_fall_little_short_are_tuned() -> None:
     assert not bool((some & ~tuned).any())
 
 
+def test_splitting_is_not_kept_from_rows_that_fall_short() -> None:
+    torch.manual_seed(3)
+    model, x = (
+        nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)),
+        torch.rand(40, 8),
+    )
+    graph, labels = trace(model, x[:4]), model(x).argmax(1)
+    whole, short = (prove(graph, x, labels, "linf", 0.15, 0.0, 1.0, effort="branch", most_short=m) for m in (None, 0.0))
+    for name in ("certified", "broken", "counter", "stage", "bound"):
+        assert torch.equal(getattr(whole, name), getattr(short, name)), name
+    assert bool(whole.broken.any())
+
+
 def test_two_classes_from_one_score() -> None:
     model = nn.Linear(2, 1)
     model.weight.data, model.bias.data = torch.tensor([[1.0, 1.0]]), torch.tensor([0.0])

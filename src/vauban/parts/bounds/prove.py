@@ -64,7 +64,7 @@ def prove(
     Every stage up to `effort` works on the rows that those before it left; `deadline` is a time of `time.monotonic`.
     Rows of which intervals leave more than `most_open` activations open get no linear bounds: these cost a pass back
     for every one of them, and where most are open they prove nothing. Rows whose linear bound falls short of 0 by more than
-    `most_short` times what they have at `x` get no tuned slopes, which hardly ever gain more.
+    `most_short` times what they have at `x` get no tuned slopes, which hardly ever gain more; effort `branch` heeds it not.
     The proof holds for the model as it is computed in its own floating-point type, with sums taken in any order: the
     bounds are computed in float64 (in float32 for some inner ones), and what rounding may change there or in the model
     is bounded and taken off. For a linear model the answer is exact up to that rounding. A graph with one score is one
@@ -131,10 +131,12 @@ class _Work:
             raise Unprovable(f"no bound is known for the space {area.order}")
         self.graph, self.area, self.claims = graph, area, claims
         self.depth, self.deadline = EFFORTS.index(effort), deadline
-        self.most_open, self.most_short = most_open, most_short
+        self.most_open = most_open
+        # splitting starts from the tuned bounds of every row, and from the counterexamples that come before them
+        self.most_short = most_short if self.depth == 3 else None
         n = len(area)
         self.known = torch.full(claims.rest.shape, -torch.inf, dtype=torch.float64, device=area.x.device)
-        self.at_x = torch.zeros(n, dtype=torch.float64, device=area.x.device)
+        self.at_x = torch.zeros_like(self.known)
         self.stage = torch.full((n,), -1, dtype=torch.long, device=area.x.device)
         self.broken = torch.zeros(n, dtype=torch.bool, device=area.x.device)
         self.counter = area.x.clone()
@@ -157,9 +159,8 @@ class _Work:
     def _stages(self) -> None:
         every = torch.arange(len(self.area), device=self.area.x.device)
         now = torch.cat([self.graph.forward(self.area.x[rows]) for rows in self._parts(every)])
-        at_x = (self.claims.a @ now[:, :, None])[:, :, 0] + self.claims.rest
-        self.broken |= (at_x <= 0).any(1)
-        self.at_x = at_x.amin(1) if at_x.shape[1] else self.at_x
+        self.at_x = (self.claims.a @ now[:, :, None])[:, :, 0] + self.claims.rest
+        self.broken |= (self.at_x <= 0).any(1)
         for rows in self._parts(every):
             self._cheap(rows)
         if self.depth >= 4 and self.graph.bends and not self.late():
@@ -238,7 +239,7 @@ class _Work:
 
     def _thorough(self, rows: Tensor, bounds: Bounds) -> tuple[Tensor, Bounds]:
         """Linear bounds throughout; only some rows where that proves nothing and no stage follows that needs them."""
-        if self.depth > 3 or (self.depth == 3 and self.most_short is None):
+        if self.depth > 2 and self.most_short is None:
             return self._throughout(rows, bounds)
         if 3 not in self.worth:
             every = torch.arange(len(rows), device=rows.device)
@@ -281,7 +282,7 @@ class _Work:
 
     def _tuned(self, rows: Tensor, bounds: Bounds) -> tuple[Tensor, Bounds]:
         if self.most_short is not None:
-            near = self.known[rows].amin(1) > -self.most_short * self.at_x[rows]
+            near = self.known[rows].amin(1) > -self.most_short * self.at_x[rows].amin(1)
             rows, bounds = rows[near], bounds[near]
         # a counterexample is cheaper than any further attempt at a proof
         self._refute(rows)
