@@ -88,21 +88,19 @@ class _Sight:
     width: int
     """Values there are at the end of the path."""
 
-    @property
-    def most(self) -> int:
-        return self.places.shape[1]
 
-
-def _look(graph: Graph, path: list[int], like: Tensor) -> _Sight | None:
-    """Pulls back every value of the path's first node once; None where they see too much to be held."""
+def _look(graph: Graph, path: list[int], like: Tensor, share: int = 1) -> _Sight | None:
+    """Pulls back every value of the path's first node once; None where one sees more than `1 / share` of the path's end,
+    or all together more than can be held."""
     total, width = (int(torch.Size(graph.nodes[i].shape).numel()) for i in (path[0], path[-1]))
+    allowed = min(width // share, _HELD // total)
     places, coefficients, constants = [], [], []
     for part in torch.arange(total, device=like.device).split(_BATCH):
         a, constant = _pull(graph, path, part, like)
         row, column = (a != 0).nonzero().unbind(1)
         counts = torch.bincount(row, minlength=len(part))
         most = int(counts.max())
-        if total * most > _HELD:
+        if most > allowed:
             return None
         at = row, torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
         places.append(column.new_full((len(part), most), width).index_put(at, column))
@@ -146,16 +144,17 @@ def find(graph: Graph, at: int, like: Tensor) -> Cones | None:
     inner = _chain(graph, graph.nodes[through].inputs[0])
     if inner is None or inner[-1] != 0:
         return None
-    near = _look(graph, outer, like)
-    if near is None or 4 * near.most > near.width:
+    near = _look(graph, outer, like, share=4)
+    if near is None:
         return None
     far = _look(graph, inner, like)
     if far is None:
         return None
     parts: list[Cone] = []
     for values in _alike(near):
-        there = near.places[values[0]] < near.width
-        seen, second = near.places[values[0]][there], near.coefficients[values][:, there]
+        places = near.places[values[0]]
+        there = places < near.width
+        seen, second = places[there], near.coefficients[values][:, there]
         if not len(seen):
             return None
         first = like.new_zeros(len(seen), far.width + 1).scatter_(1, far.places[seen], far.coefficients[seen])
