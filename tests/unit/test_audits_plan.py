@@ -78,13 +78,13 @@ def test_an_attack_whose_place_others_take_is_in_a_note_and_can_be_asked_for(rea
     assert [u.refusal.reason for u in plan.units if u.check.id == "evasion.fab" and u.refusal] == ["excluded: slow"] * 2
 
 
-def test_without_the_attack_that_stands_for_them_the_others_are_skipped_with_a_reason() -> None:
+def test_without_the_attack_that_stands_for_them_the_others_are_skipped_with_a_reason(ready: Ready) -> None:
     lone = prepare(request(exclude={"evasion.cascade": "slow"}))
     assert left_to_others(lone) == []
     reasons = {u.check.id: u.refusal.reason for u in lone.plan.units if u.refusal}
     assert reasons["evasion.cascade"] == "excluded: slow"
     assert "leaves it to evasion.cascade, not made here: --include evasion.fab" in reasons["evasion.fab"]
-    assert lone.plan.estimate.queries < prepare(request()).plan.estimate.queries
+    assert lone.plan.estimate.queries < ready.plan.estimate.queries
 
 
 def test_what_the_profile_leaves_out_can_be_asked_for() -> None:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
+
+def cosine(number: int, steps: int) -> float:
+    """From 1 at step 0 down to 0 at step `steps`, along half a wave; 1 before."""
+    return 0.5 + 0.5 * math.cos(math.pi * max(number, 0) / steps)
+
 
 def checkpoints(steps: int) -> list[int]:
     """Steps at which APGD reviews its step size (Croce and Hein 2020, arXiv:2003.01690, section 3.1).

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,6 +15,7 @@ from vauban.core.attack import EvasionScene
 from vauban.core.oracle import Loss
 from vauban.core.rng import Rng
 from vauban.parts.projections import per_row
+from vauban.parts.schedules import cosine
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
 
@@ -75,7 +75,7 @@ class DDN(Minimal):
             if number == 0:
                 length = scale(scene, z, look)
                 stride = self.stride * length
-            share = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * number / steps))
+            share = 0.01 + 0.99 * cosine(number, steps)
             flat = look.grad.flatten(1)
             flat = torch.where((flat != 0).any(1, keepdim=True), flat, rng.normal(front.rows, flat.shape[1:]).to(flat))
             steepness = torch.linalg.vector_norm(flat.double(), dim=1)

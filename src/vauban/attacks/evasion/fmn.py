@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -18,6 +17,7 @@ from vauban.core.attack import EvasionScene
 from vauban.core.oracle import Look, Loss
 from vauban.core.rng import Rng
 from vauban.parts.projections import per_row
+from vauban.parts.schedules import cosine
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
 
@@ -84,7 +84,7 @@ class FMN(Minimal):
         quick, early = min(quicker * self.gamma, 0.9), round(EARLY * steps)
         for number in range(steps):
             falling = torch.where(
-                astray, own.new_tensor(_cosine(number - early, steps - early)), own.new_tensor(_cosine(number, steps))
+                astray, own.new_tensor(cosine(number - early, steps - early)), own.new_tensor(cosine(number, steps))
             )
             gamma, share = quick * (0.02 + 0.98 * falling), 0.01 + 0.99 * falling
             look = oracle.value_and_grad(loss, z, front.rows)
@@ -97,18 +97,13 @@ class FMN(Minimal):
                 own, radius = (torch.where(astray, near, was) for was in (own, radius))
             far = astray & (number < early)
             radius = RADIUS[space.name](radius, own, hit, reach, gamma, look)
-            radius = torch.where(far, BALLS[len(BALLS) * min(number, early - 1) // early] * near, radius)
+            radius = torch.where(far, AROUND[len(AROUND) * min(number, early - 1) // early] * near, radius)
             length = torch.where(far, further * radius, stride * share)
             step = STEP[space.name](scene, z, look.grad, length, radius * share)
             z = space.project(z + step, front.x, radius)
             z, own, radius, stride, astray = front.narrow(look.open, z, own, radius, stride, astray)
             if not len(front):
                 return
-
-
-def _cosine(number: int, steps: int) -> float:
-    """From 1 at the first step down to 0."""
-    return 0.5 + 0.5 * math.cos(math.pi * max(number, 0) / steps)
 
 
 def _counted(radius: Tensor, own: Tensor, hit: Tensor, reach: Tensor, gamma: float, look: Look) -> Tensor:
@@ -148,7 +143,7 @@ def _by_signs(scene: EvasionScene, z: Tensor, slope: Tensor, stride: Tensor, rad
 
 EARLY = 0.5
 """Share of the steps that rows whose slopes lead astray spend farther away than what was found."""
-BALLS = (8.0, 4.0, 2.0, 1.0)
+AROUND = (8.0, 4.0, 2.0, 1.0)
 """Radii of these steps, as multiples of the nearest success."""
 PACE = {"linf": (1.0, 1.0), "l2": (1.0, 1.0), "l1": (8.0, 2.0), "l0": (1.0, 1.0)}
 """Multiples of `stride` and `gamma`: in L1 the change is cut to few features, which only long steps can exchange."""

@@ -107,7 +107,7 @@ def unled(goal: Goal, side: Loss, astray: Tensor) -> Loss:
     """`side`, but the margin to whatever class is nearest to winning for the rows that are `astray` `[n]`."""
 
     def loss(outputs: Outputs, rows: Tensor) -> Tensor:
-        return torch.where(astray.to(rows.device)[rows], goal.margin(outputs, rows), side(outputs, rows))
+        return torch.where(astray[rows], goal.margin(outputs, rows), side(outputs, rows))
 
     return loss
 

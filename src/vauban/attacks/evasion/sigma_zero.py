@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,6 +16,7 @@ from vauban.core.attack import EvasionScene
 from vauban.core.oracle import Loss
 from vauban.core.rng import Rng
 from vauban.parts.projections import per_row
+from vauban.parts.schedules import cosine
 from vauban.schema.access import Access
 from vauban.schema.cards import AttackCard, Source
 
@@ -93,7 +93,7 @@ class SigmaZero(Minimal):
             step = mean / ((square / (1 - 0.999 ** (number + 1))).sqrt() + 1e-8)
             moved = front.x + (change - stride / (1 - 0.9 ** (number + 1)) * step) * width
             moved = torch.clamp(moved, *box(scene, z))
-            stride = self.stride * (0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * number / steps)))
+            stride = self.stride * (0.1 + 0.9 * cosine(number, steps))
             way = torch.where(look.margin > 0, self.adapt * stride, -self.adapt * stride)
             least = (least + way).clamp(0, 1)
             large = ((moved - front.x) / width).abs() >= per_row(least, z)
