@@ -21,6 +21,7 @@ from vauban.parts.bounds.alpha import Claims, Settings, tune
 from vauban.parts.bounds.counter import counter
 from vauban.parts.bounds.crown import before_bends, charge, context, lower, refine
 from vauban.parts.bounds.intervals import Region, propagate, region
+from vauban.parts.bounds.ops import Conv
 from vauban.parts.projections import SPACES
 
 FEW = settings(max_examples=5, deadline=None, derandomize=True)
@@ -410,6 +411,29 @@ def test_tracing_leaves_the_module_as_it_was() -> None:
     trace(model, torch.rand(2, 3))
     assert all(part.training for part in model.modules())
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.data(), st.integers(1, 3), SEED)
+def test_windows_are_what_a_pass_back_shows(data: st.DataObject, dims: int, seed: int) -> None:
+    def draw(least: int, most: int) -> tuple[int, ...]:
+        return tuple(data.draw(st.integers(least, most)) for _ in range(dims))
+
+    torch.manual_seed(seed)
+    width, stride, padding, dilation = draw(1, 3), draw(1, 3), draw(0, 2), draw(1, 2)
+    conv = Conv(
+        weight=torch.randn(3, 2, *width).double(), stride=stride, padding=padding, dilation=dilation, terms=1
+    )  # fmt: skip
+    shape = (2, *draw(5, 7))
+    out = tuple(conv.apply(torch.zeros(1, *shape).double()).shape[1:])
+    total = int(torch.Size(out).numel())
+    found = conv.windows(shape)
+    assert found is not None
+    (pulled,) = conv.pull(torch.eye(total).double().reshape(total, *out), [shape])
+    assert pulled is not None
+    laid = torch.zeros(total, pulled[0].numel() + 1).double().scatter_add_(1, *found)
+    assert torch.equal(laid[:, :-1], pulled.flatten(1))
+    assert not bool(laid[:, -1].any())
 
 
 def test_cones_give_what_a_pass_for_every_value_gives() -> None:

@@ -39,12 +39,14 @@ def settle(where: Context, claims: Claims, noise: Tensor) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class Settings:
     """Of the ascent: `steps`, the first step size `rate` (slopes are between 0 and 1) and by what it shrinks a step;
-    multipliers of splits move `beta_rate` a step."""
+    multipliers of splits move `beta_rate` a step. From step `trial` on, rows that would not get above 0 even if they
+    went on at their pace are given up."""
 
     steps: int = 20
     rate: float = 0.2
     shrink: float = 0.95
     beta_rate: float = 0.1
+    trial: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +80,16 @@ def tune(
     Every row has its own slopes, and its own Adam (Kingma and Ba 2015): rows do not depend on each other. `signs`
     `[n, *shape]` by activation: +1 where the input of the activation is split off as positive, -1 as negative, whose
     multipliers are then tuned too; the bound holds for inputs that agree with the signs. Ends early once all rows are
-    above 0.
+    above 0 or given up.
     """
     slopes = {i: (u.clone(), o.clone()) for i, (u, o) in (start or default_slopes(graph, bounds)).items()}
     betas = {i: multipliers[i].clone() if multipliers else torch.zeros_like(s) for i, s in (signs or {}).items()}
     leaves = [t for pair in slopes.values() for t in pair] + list(betas.values())
     rates = [1.0] * (2 * len(slopes)) + [settings.beta_rate / settings.rate] * len(betas)
     moments = [(torch.zeros_like(t), torch.zeros_like(t)) for t in leaves]
-    best = torch.full((len(claims.a),), -torch.inf, dtype=claims.a.dtype, device=claims.a.device)
-    rate = settings.rate
+    best = first = torch.full((len(claims.a),), -torch.inf, dtype=claims.a.dtype, device=claims.a.device)
+    given_up = torch.zeros_like(best, dtype=torch.bool)
+    rate, trial = settings.rate, settings.trial or settings.steps
     for step in range(1, settings.steps + 1):
         with torch.enable_grad():
             for leaf in leaves:
@@ -98,8 +101,13 @@ def tune(
             for leaf in leaves:
                 leaf.requires_grad_(False)
             now = value.detach()
-            best = torch.maximum(best, torch.where(now.isnan(), -torch.inf, now))
-            if not wanted or bool((best > 0).all()) or (stop is not None and stop()):
+            # what a row gets must not hang on how long others go on
+            better = (now > best) & ~given_up
+            best = torch.where(better, now, best)
+            first = best if step == 1 else first
+            if step >= trial:
+                given_up |= best + (best - first) / (step - 1) * (settings.steps - step) <= 0
+            if not wanted or bool(((best > 0) | given_up).all()) or (stop is not None and stop()):
                 break
             _adam(leaves, grads, moments, rates, rate, step)
             _project(graph, slopes, betas)

@@ -79,7 +79,7 @@ def straight(graph: Graph, at: int) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class _Sight:
-    """What each value of a node sees at the end of its path, `[total, most]`: in rising order, filled up with `width` and 0."""
+    """What each value of a node sees at the end of its path, `[total, most]`: in rising order, with `width` and 0 for nothing."""
 
     places: Tensor
     coefficients: Tensor
@@ -90,10 +90,16 @@ class _Sight:
 
 
 def _look(graph: Graph, path: list[int], like: Tensor, share: int = 1) -> _Sight | None:
-    """Pulls back every value of the path's first node once; None where one sees more than `1 / share` of the path's end,
-    or all together more than can be held."""
+    """None where one value of the path's first node sees more than `1 / share` of the path's end, or all together more
+    than can be held."""
     total, width = (int(torch.Size(graph.nodes[i].shape).numel()) for i in (path[0], path[-1]))
     allowed = min(width // share, _HELD // total)
+    op = graph.nodes[path[0]].linear
+    known = op.windows(graph.nodes[path[1]].shape) if op is not None and len(path) == 2 else None
+    if op is not None and known is not None:
+        shape = graph.nodes[path[0]].shape
+        offset = like.new_zeros(shape) if op.offset is None else op.offset.expand(shape)
+        return _Sight(*known, offset.flatten(), width) if known[0].shape[1] <= allowed else None
     places, coefficients, constants = [], [], []
     for part in torch.arange(total, device=like.device).split(_BATCH):
         a, constant = _pull(graph, path, part, like)

@@ -52,6 +52,11 @@ class Linear(ABC):
     def pull(self, a: Tensor, shapes: list[Shape]) -> list[Tensor | None]:
         """Coefficients of the outputs -> coefficients of each input (None where all are zero)."""
 
+    def windows(self, shape: Shape) -> tuple[Tensor, Tensor] | None:
+        """What every output is made of, where few of the inputs and without pulling each back: their flat numbers, the
+        number of inputs where there is none, and their coefficients, both `[outputs, most]`. None where that is not known."""
+        return None
+
     def forward(self, *inputs: Tensor) -> Tensor:
         out = self.apply(*inputs)
         return out if self.offset is None else out + self.offset
@@ -123,6 +128,20 @@ class Conv(Linear):
         )
         back = _BACK[len(self.stride)]
         return [back(a, self.weight, None, self.stride, self.padding, left, self.groups, self.dilation)]
+
+    def windows(self, shape: Shape) -> tuple[Tensor, Tensor] | None:
+        if self.groups != 1:
+            return None
+        dims, total = len(self.stride), int(torch.Size(shape).numel())
+        seen = torch.arange(total, device=self.weight.device).reshape(shape)
+        seen = F.pad(seen, [pad for pad in reversed(self.padding) for _ in range(2)], value=total)
+        for dim, (width, step, gap) in enumerate(zip(self.weight.shape[2:], self.stride, self.dilation, strict=True)):
+            seen = seen.unfold(1 + dim, gap * (width - 1) + 1, step)[..., ::gap]
+        # [channels, *positions, *window] -> [positions, channels * window]
+        seen = seen.permute(*range(1, 1 + dims), 0, *range(1 + dims, 1 + 2 * dims)).flatten(0, dims - 1).flatten(1)
+        filters = self.weight.flatten(1)
+        coefficients = torch.where(seen < total, filters[:, None], 0).flatten(0, 1)
+        return seen.repeat(len(filters), 1), coefficients
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -24,6 +24,7 @@ EFFORTS = ("ibp", "crown-ibp", "crown", "alpha", "branch")
 
 _MEMORY = 32 * 2**20
 """Bytes of bounds held at once."""
+_TUNING = Settings(trial=6)
 _PROBE = 16
 """Rows on which a cheap stage is tried before all the others get it."""
 
@@ -284,16 +285,17 @@ class _Work:
         if self.most_short is not None:
             near = self.known[rows].amin(1) > -self.most_short * self.at_x[rows].amin(1)
             rows, bounds = rows[near], bounds[near]
-        # a counterexample is cheaper than any further attempt at a proof
-        self._refute(rows)
-        rows, bounds = self._drop(rows, bounds)
+        else:
+            # a counterexample is cheaper than a long attempt at a proof
+            self._refute(rows)
+            rows, bounds = self._drop(rows, bounds)
         at, which = self._open(rows)
         for part in torch.arange(len(at), device=at.device).split(PAIRS // 4):
             if self.late():
                 break
             i, k = at[part], which[part]
             claims = self.claims.singly(rows[i], k)
-            tuned = tune(self.graph, self.area[rows[i]], bounds[i], claims, Settings(), stop=self.late)
+            tuned = tune(self.graph, self.area[rows[i]], bounds[i], claims, _TUNING, stop=self.late)
             self._learn_singly(rows[i], k, tuned.value, 3)
         return self._drop(rows, bounds)
 
