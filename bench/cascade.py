@@ -13,7 +13,6 @@ results/cascade.json, a part a case and seed, so that parts can be run one by on
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import warnings
 from collections.abc import Callable, Iterator
@@ -189,11 +188,6 @@ def summary(parts: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def known(name: str) -> dict[str, Any]:
-    path = common.RESULTS / "cascade.json"
-    return dict(json.loads(path.read_text())["results"].get(name, {}).get("parts", {})) if path.exists() else {}
-
-
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--case", default=",".join(zoo.CASES), help="cases, comma-separated")
@@ -205,7 +199,9 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     for name in given.case.split(","):
         for seed in given.seeds.split(","):
-            parts_run = known(name) | {seed: part(name, int(seed), given.images, given.tiers.split(","))}
+            parts_run = common.stored("cascade", name).get("parts", {}) | {
+                seed: part(name, int(seed), given.images, given.tiers.split(","))
+            }
             rows = summary(parts_run)
             common.update("cascade", name, {"images_a_seed": given.images, "rows": rows, "parts": parts_run})
             print(f"\n{name}, {given.images} samples a seed, seeds {', '.join(sorted(parts_run))}", flush=True)

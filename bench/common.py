@@ -118,11 +118,21 @@ def write(name: str, body: Mapping[str, Any]) -> Path:
     return path
 
 
+def results(name: str) -> dict[str, Any]:
+    """What earlier runs found, by key."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text())["results"]) if path.exists() else {}
+
+
+def stored(name: str, key: str) -> dict[str, Any]:
+    """What earlier runs found under `key`, where that is a table with its parts."""
+    found = results(name).get(key, {})
+    return found if isinstance(found, dict) else {}
+
+
 def update(name: str, key: str, rows: Any) -> Path:
     """As `write`, keeping what earlier runs found under other keys."""
-    path = RESULTS / f"{name}.json"
-    known = json.loads(path.read_text())["results"] if path.exists() else {}
-    return write(name, {"results": known | {key: rows}})
+    return write(name, {"results": results(name) | {key: rows}})
 
 
 def table(rows: list[Mapping[str, Any]], columns: list[str]) -> str:

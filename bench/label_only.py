@@ -1,12 +1,13 @@
 """Label-only attacks beside their peers: how near they come on equal queries, and what a query costs.
 
-    python bench/label_only.py [--seeds 1] [--images 50] [--threads 2] [--only hop_skip_jump,cleverhans,...]
+    python bench/label_only.py [--norm l2,linf] [--seeds 0,1,2,3,4] [--images 50] [--threads 2]
+        [--only hop_skip_jump,cleverhans,...]
 
 The undefended MNIST model, 2,400 queries an image, which is what the peers' HopSkipJump spends in 10 iterations. One
 process, the same model object and images, contenders in alternating order; the floor is as many bare forward passes in
 batches of all images. Every result is judged by `common.broken` (float64 norm, box, fresh forward): a row that it does
 not confirm counts as infinitely far. The white box shows how near anything can come: with gradients and 1,000 steps.
-Writes results/label_only.json and prints a table.
+Results gather in results/label_only.json, a part a norm and seed; a table is printed.
 """
 
 from __future__ import annotations
@@ -51,14 +52,13 @@ class Counting(nn.Module):
 
 
 class Contender:
-    """Remembers what each run spent on an image."""
+    """Remembers what its last run spent on an image."""
 
     def __init__(self, run: Callable[[int], tuple[Any, float]]) -> None:
-        self.run, self.queries = run, [0.0]
+        self.run, self.queries = run, 0.0
 
     def __call__(self, seed: int) -> Any:
-        out, queries = self.run(seed)
-        self.queries.append(queries)
+        out, self.queries = self.run(seed)
         return out
 
 
@@ -112,25 +112,39 @@ def distances(model: nn.Module, x: Tensor, y: Tensor, z: Tensor, norm: str) -> T
     return torch.where(common.broken(model, x, y, z, norm, math.inf)[0], size, torch.inf)
 
 
-def rows(norm: str, model: nn.Module, x: Tensor, y: Tensor, seeds: int, only: set[str]) -> list[dict[str, Any]]:
+def part(norm: str, seed: int, model: nn.Module, x: Tensor, y: Tensor, only: set[str]) -> dict[str, dict[str, Any]]:
+    """Everybody once: what is kept of each contender."""
     field = {name: c for name, c in contenders(norm, model, x, y).items() if not only or name in only | {FLOOR}}
-    runs = common.race(field, seeds)
-    base = runs[FLOOR]
+    kept: dict[str, dict[str, Any]] = {}
+    for name in list(field) if seed % 2 == 0 else list(field)[::-1]:
+        # one at a time: the race counts its seeds from zero
+        run = common.race({name: lambda _, name=name: field[name](seed)}, 1)[name]
+        kept[name] = {"error": run.error}
+        if not run.error:
+            kept[name] |= {"wall": run.wall[0], "cpu": run.cpu[0], "queries": round(field[name].queries, 1)}
+            if run.out[0] is not None:
+                apart = distances(model, x, y, run.out[0], norm)
+                kept[name] |= {"median": round(float(apart.median()), 4), "missed": int(apart.isinf().sum())}
+    return kept
+
+
+def summary(norm: str, parts: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a contender over the seeds that were run."""
     found = []
-    for name, run in runs.items():
-        spent = field[name].queries[-1]
+    for name in next(iter(parts.values())):
+        runs = [(p[name], p[FLOOR]) for p in parts.values() if "wall" in p.get(name, {})]
         row: dict[str, Any] = {
-            "norm": norm, "contender": name, "error": run.error, "queries": round(spent, 1),
-            "seconds": common.median(run.wall), "wall": run.wall, "cpu": run.cpu,
+            "norm": norm, "contender": name, "seeds": len(runs),
+            "error": "; ".join(p[name]["error"] for p in parts.values() if p.get(name, {}).get("error")),
         }  # fmt: skip
-        for key, mine_, bare in (("per_query", run.wall, base.wall), ("per_query_cpu", run.cpu, base.cpu)):
-            share = common.ratio(mine_, bare)
-            row[key] = None if share is None or not spent else round(share * QUERIES / spent, 3)
-        if run.out and run.out[0] is not None:
-            apart = [distances(model, x, y, z, norm) for z in run.out]
-            row["medians"] = [round(float(part.median()), 4) for part in apart]
-            row["median"] = common.median(row["medians"])
-            row["missed"] = sum(int(part.isinf().sum()) for part in apart)
+        if runs:
+            row |= {"queries": common.median([r["queries"] for r, _ in runs])}
+            row |= {"seconds": common.median([r["wall"] for r, _ in runs])}
+            for key, time in (("per_query", "wall"), ("per_query_cpu", "cpu")):
+                row[key] = common.median([r[time] / b[time] * QUERIES / r["queries"] for r, b in runs])
+            if "median" in runs[0][0]:
+                row |= {"median": common.median([r["median"] for r, _ in runs])}
+                row |= {"missed": sum(r["missed"] for r, _ in runs)}
         found.append(row)
     white = next((row.get("median") for row in found if row["contender"] == WHITE), None)
     for row in found:
@@ -140,7 +154,8 @@ def rows(norm: str, model: nn.Module, x: Tensor, y: Tensor, seeds: int, only: se
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--seeds", type=int, default=1)
+    options.add_argument("--norm", default=",".join(OURS))
+    options.add_argument("--seeds", default="0,1,2,3,4")
     options.add_argument("--images", type=int, default=50)
     options.add_argument("--threads", type=int, default=2)
     options.add_argument("--only", default="", help="contenders, comma-separated; nothing is written then")
@@ -150,15 +165,19 @@ def main() -> None:
     x, y = models.mnist("test")
     x, y = x[: given.images], y[: given.images]
     only = {name for name in given.only.split(",") if name}
-    for norm in OURS:
-        found = rows(norm, model, x, y, given.seeds, only)
-        print(f"\n{norm}, {QUERIES} queries, natural, {given.images} images, {given.seeds} seeds")
-        print(common.table(found, COLUMNS))
-        for row in found:
-            if row["error"]:
-                print(f"  {row['contender']}: {row['error']}")
-        if not only:
-            common.update("label_only", f"{norm}, {QUERIES} queries, natural, {given.images} images", found)
+    for norm in given.norm.split(","):
+        key = f"{norm}, {QUERIES} queries, natural, {given.images} images"
+        for seed in given.seeds.split(","):
+            before = {} if only else common.stored("label_only", key).get("parts", {})
+            parts = before | {seed: part(norm, int(seed), model, x, y, only)}
+            found = summary(norm, parts)
+            if not only:
+                common.update("label_only", key, {"rows": found, "parts": parts})
+            print(f"\n{key}, seeds {', '.join(sorted(parts))}", flush=True)
+            print(common.table(found, COLUMNS), flush=True)
+            for row in found:
+                if row["error"]:
+                    print(f"  {row['contender']}: {row['error']}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ times the passes of FAB, DeepFool and FMN against bare ones, in CPU time, taking
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 import warnings
@@ -81,9 +80,7 @@ def contenders(norm: str, budget: int) -> dict[str, Any]:
 
 
 def stored(key: str) -> dict[str, Any]:
-    path = common.RESULTS / "minimal_norm.json"
-    known = json.loads(path.read_text())["results"] if path.exists() else {}
-    return {row["contender"]: row for row in known.get(key, [])}
+    return {row["contender"]: row for row in common.results("minimal_norm").get(key, [])}
 
 
 def wanted(contender: str, only: list[str]) -> bool:

@@ -1,6 +1,6 @@
 """Attacks that see scores alone beside their peers: queries at equal success, and what a query costs.
 
-    python bench/score_based.py [--only square robust,square natural,all robust,time] [--seeds 3] [--images 250]
+    python bench/score_based.py [--only square robust,square natural,all robust,time] [--seeds 0,1,2,3,4] [--images 250]
         [--queries 1000] [--threads 2] [--peers torchattacks,art]
 
 The two MNIST models, in Linf. `square` counts, for each image, the queries until its first success: every input that
@@ -133,21 +133,37 @@ def contenders(model: nn.Module, x: Tensor, y: Tensor, eps: float, given: Any) -
     }
 
 
-def square(name: str, given: Any) -> list[dict[str, Any]]:
+def square(name: str, given: Any) -> dict[str, Any]:
+    """The seeds that are asked for, beside those that were run before."""
     eps = EPS[name]
     model, x, y = right(name, given.images)
     tries = contenders(model, x, y, eps, given)
-    found: dict[str, list[Tensor]] = {contender: [] for contender in tries}
-    for seed in range(given.seeds):
-        for contender in list(tries) if seed % 2 == 0 else list(tries)[::-1]:
-            found[contender].append(tries[contender](seed))
+    parts: dict[str, Any] = common.stored("score_based", f"square {name}").get("parts", {})
+    for seed in given.seeds.split(","):
+        order = list(tries) if int(seed) % 2 == 0 else list(tries)[::-1]
+        found = {contender: tries[contender](int(seed)) for contender in order}
+        parts[seed] = {contender: _written(found[contender]) for contender in tries}
+    return {"rows": summary(name, len(x), parts, given), "parts": parts}
+
+
+def _written(first: Tensor) -> str:
+    """Queries until the first success of each image, `-` where there is none."""
+    return " ".join("-" if math.isinf(value) else f"{value:.0f}" for value in first.tolist())
+
+
+def _read(first: str) -> Tensor:
+    return torch.tensor([math.inf if value == "-" else float(value) for value in first.split()])
+
+
+def summary(name: str, images: int, parts: dict[str, Any], given: Any) -> list[dict[str, Any]]:
+    """A row a contender over the seeds that were run: medians."""
+    found = {who: [_read(part[who]) for part in parts.values()] for who in next(iter(parts.values()))}
     rows = []
     for contender, firsts in found.items():
         curves = [curve(first, given.queries) for first in firsts]
-        row: dict[str, Any] = {"model": name, "eps": eps, "contender": contender, "images": len(x)}
-        row |= {key: statistics.median(c[key] for c in curves) for key in curves[0]}
-        row["by_seed"] = curves
-        for peer in given.peers.split(","):
+        row: dict[str, Any] = {"model": name, "eps": EPS[name], "contender": contender, "images": images}
+        row |= {"seeds": len(firsts)} | {key: statistics.median(c[key] for c in curves) for key in curves[0]}
+        for peer in (who for who in found if not who.startswith("vauban")):
             shares = {
                 level: statistics.median(
                     _ratio(mine, theirs, level) for mine, theirs in zip(firsts, found[peer], strict=True)
@@ -209,7 +225,7 @@ def timed(name: str, given: Any) -> list[dict[str, Any]]:
         "vauban, no donors": mine(None, "vauban, no donors"),
         **{n: theirs(a, n) for n, a in peers.square(queries).items() if n in given.peers.split(",")},
     }
-    runs = common.race(tries, max(5, given.seeds))
+    runs = common.race(tries, 5)
     floor, inner = runs["bare forwards"], runs["bare forwards of vauban's target"]
     scale = {who: counted["bare forwards"] / count for who, count in counted.items()}
     return [
@@ -242,7 +258,7 @@ class Counting(nn.Module):
         return self.model(x.float())
 
 
-PARTS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str]] = {
+PARTS: dict[str, tuple[Callable[..., Any], str]] = {
     "square robust": (square, "robust"),
     "square natural": (square, "natural"),
     "all robust": (others, "robust"),
@@ -253,7 +269,7 @@ PARTS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str]] = {
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--only", default=",".join(PARTS), help="parts, comma-separated")
-    options.add_argument("--seeds", type=int, default=3)
+    options.add_argument("--seeds", default="0,1,2,3,4", help="of `square`")
     options.add_argument("--images", type=int, default=250)
     options.add_argument("--queries", type=int, default=1000)
     options.add_argument("--threads", type=int, default=2)
@@ -263,10 +279,11 @@ def main() -> None:
     for part in given.only.split(","):
         run, model = PARTS[part]
         started = time.perf_counter()
-        rows = run(model, given)
+        found = run(model, given)
+        rows = found["rows"] if isinstance(found, dict) else found
         print(f"\n{part}  ({time.perf_counter() - started:.0f} s)")
-        print(common.table(rows, [key for key in rows[0] if key not in ("by_seed", "images", "error")]))
-        common.update("score_based", part, rows)
+        print(common.table(rows, [key for key in rows[0] if key not in ("images", "error")]))
+        common.update("score_based", part, found)
 
 
 if __name__ == "__main__":

@@ -26,12 +26,8 @@ class Section:
 
 
 def _plain(results: Any) -> Tables:
-    yield from results.items()
-
-
-def _rows(results: Any) -> Tables:
     for name, part in results.items():
-        yield name, part["rows"]
+        yield name, part["rows"] if isinstance(part, dict) else part
 
 
 def _cascade(results: Any) -> Tables:
@@ -100,10 +96,12 @@ SECTIONS = (
     Section(
         "score_based",
         "Scores alone",
-        "Queries until the first success, in Linf; `time` puts a query over a bare forward pass.",
+        "Queries until the first success, in Linf; beside a peer's where a quarter, half, three quarters and all of those are "
+        "broken that it breaks. `time` puts a query over a bare forward pass.",
         {
-            "contender": "", "broken": "broken", "mean_queries": "mean queries", "at_100": "by 100", "at_300": "by 300",
-            "at_1000": "by 1,000", "per_query": "x a forward", "per_query_cpu": "the same, CPU",
+            "contender": "", "seeds": "seeds", "broken": "broken", "mean_queries": "mean queries", "at_100": "by 100",
+            "at_300": "by 300", "at_1000": "by 1,000", "of_torchattacks": "x torchattacks' queries", "of_art": "x ART's",
+            "per_query": "x a forward", "per_query_cpu": "the same, CPU",
         },
         _plain,
     ),
@@ -112,7 +110,7 @@ SECTIONS = (
         "Labels alone",
         "The median distance that a budget of queries an image leaves.",
         {
-            "contender": "", "median": "median distance", "queries": "queries", "seconds": "seconds",
+            "contender": "", "seeds": "seeds", "median": "median distance", "of_white_box": "x the white box", "queries": "queries", "seconds": "seconds",
             "per_query": "x a forward", "per_query_cpu": "the same, CPU",
         },
         _plain,
@@ -122,7 +120,7 @@ SECTIONS = (
         "Transfer",
         "Share of the images broken, in per cent, without the model's scores or gradients.",
         {"contender": "", "substitutes": "substitutes", "broken": "broken", "lowest": "lowest", "highest": "highest"},
-        _rows,
+        _plain,
     ),
     Section(
         "smoothing",
@@ -177,8 +175,10 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, list):
-        return ", ".join(map(str, value))
+        return ", ".join(map(_cell, value))
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
     return str(value).replace("|", "\\|")

@@ -55,7 +55,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.pdpgd": {"steps": 8},
     "evasion.pgd": {"steps": 8, "restarts": 2},
     "evasion.rays": {"queries": 120, "starts": 8},
-    "evasion.sigma_zero": {"steps": 8},
+    "evasion.sigma_zero": {"steps": 60},
     "evasion.sign_hunter": {"queries": 40},
     "evasion.sign_opt": {"queries": 200, "probes": 10, "starts": 10},
     "evasion.simba": {"queries": 60},
@@ -110,7 +110,6 @@ STEADY = (
     "evasion.patch",
     "evasion.pdgd",
     "evasion.pdpgd",
-    "evasion.sigma_zero",
     "evasion.super_deep_fool",
     "evasion.universal",
 )

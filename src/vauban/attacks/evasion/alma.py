@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vauban.attacks.evasion.front import Front
-from vauban.attacks.evasion.nearest import Minimal, Nearest, box, scale
+from vauban.attacks.evasion.minimal import Minimal
+from vauban.attacks.evasion.nearest import Nearest, box, scale
 from vauban.attacks.evasion.settings import above, at_most
 from vauban.core.attack import EvasionScene
 from vauban.core.oracle import Loss

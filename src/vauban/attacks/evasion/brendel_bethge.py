@@ -11,9 +11,10 @@ from torch import Tensor
 
 from vauban.attacks.evasion.fab import onto
 from vauban.attacks.evasion.front import Front
-from vauban.attacks.evasion.nearest import COMPARED, Nearest, box, ranked, settle
+from vauban.attacks.evasion.nearest import COMPARED, Nearest, box, ranked
 from vauban.attacks.evasion.rivals import compared
 from vauban.attacks.evasion.settings import above, at_least
+from vauban.attacks.evasion.settle import settle
 from vauban.attacks.evasion.sigma_zero import widths
 from vauban.core.attack import EvasionScene, Perturbed, Price
 from vauban.core.rng import Rng

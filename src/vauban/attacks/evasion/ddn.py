@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from vauban.attacks.evasion.front import Front
-from vauban.attacks.evasion.nearest import Minimal, Nearest, scale
+from vauban.attacks.evasion.minimal import Minimal
+from vauban.attacks.evasion.nearest import Nearest, scale
 from vauban.attacks.evasion.settings import above, at_most
 from vauban.core.attack import EvasionScene
 from vauban.core.oracle import Loss

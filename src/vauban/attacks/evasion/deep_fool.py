@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from vauban.attacks.evasion.front import Front
-from vauban.attacks.evasion.nearest import Nearest, box, settle
+from vauban.attacks.evasion.nearest import Nearest, box
 from vauban.attacks.evasion.settings import above, at_least
+from vauban.attacks.evasion.settle import settle
 from vauban.core.attack import EvasionScene, Perturbed, Price
 from vauban.core.rng import Rng
 from vauban.parts.halfspace import cross

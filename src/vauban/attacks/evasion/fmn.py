@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vauban.attacks.evasion.ascent import WIDE
 from vauban.attacks.evasion.front import Front
-from vauban.attacks.evasion.nearest import Minimal, Nearest, scale
+from vauban.attacks.evasion.minimal import Minimal
+from vauban.attacks.evasion.nearest import Nearest, scale
 from vauban.attacks.evasion.settings import above, at_most
 from vauban.core.attack import EvasionScene
 from vauban.core.oracle import Look, Loss
@@ -32,7 +33,7 @@ class FMN(Minimal):
     how far the border seems to be at the clean input, not by the box, so that inputs may have any units; projections
     are onto ball and box together; in Linf a step moves every feature by the radius, by the sign of its slope, for models
     trained against Linf have slopes that are tiny in most features; until the first success the radius grows by gamma at
-    least; the last ten steps cross the linearised border; rows whose slopes at the input mislead follow the largest class
+    least; the last ten steps cross the linearised border, and in L0 three quarters of them exchange features; rows whose slopes at the input mislead follow the largest class
     in the second and third run, and in L2 and L1 begin them in balls of 8, 4, 2 and 1 times the nearest success. `targets=1` is
     the published attack but for units and last steps.
 

@@ -1,25 +1,16 @@
-"""What attacks that look for the nearest success share: what was found so far, the classes to go for, the last steps."""
+"""What attacks that look for the nearest success share: what was found so far, the classes to go for, measures."""
 
 from __future__ import annotations
-
-from abc import abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from vauban.attacks.evasion.front import Front
-from vauban.attacks.evasion.rivals import compared, towards
-from vauban.attacks.evasion.settings import at_least
-from vauban.core.attack import EvasionScene, Perturbed, Price
+from vauban.core.attack import EvasionScene
 from vauban.core.goal import Goal
 from vauban.core.oracle import Look, Loss
-from vauban.core.rng import Rng
 from vauban.core.target import Outputs
 from vauban.parts.halfspace import cross, size
-from vauban.parts.projections import per_row
-from vauban.schema.cards import AttackCard
 
 COMPARED = 9
 """Classes that are ranked at most, a gradient each."""
@@ -27,10 +18,6 @@ OVER = 1e-3
 """Share by which a step goes further than the linearised border, for rounding not to keep it on this side."""
 MISLED = 1.2
 """Where a success was found that many times nearer than the slopes at the input promise, these lead astray."""
-FREE = range(1, 3)
-"""The runs, of those that a search makes, in which misled rows follow whatever class comes nearest on the way."""
-LAST = {"linf": 10, "l2": 10, "l1": 10, "l0": 10}
-"""Steps at the end of a search that mend what it found, at most."""
 
 
 class Nearest:
@@ -127,149 +114,3 @@ def scale(scene: EvasionScene, x: Tensor, look: Look) -> Tensor:
     corner = torch.linalg.vector_norm(torch.maximum(x - low, high - x).flatten(1).double(), dim=1)
     corner = torch.where(corner.isfinite(), corner, 1.0)
     return torch.where(straight.isfinite() & (straight > 0), straight, corner)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Minimal:
-    """An attack that follows one loss at a time: towards each of the nearest classes in turn, then settles.
-
-    Rows whose first run found a success much nearer than the slopes at the input promise follow the largest class in the two
-    after it: the order of the classes came from these slopes. Subclasses say how one such run goes.
-    """
-
-    card: ClassVar[AttackCard]
-    shortest: ClassVar[int] = 50
-    """Steps of a run at least: with fewer for each class, fewer classes are gone for."""
-
-    steps: int = 500
-    targets: int = 3
-
-    def __post_init__(self) -> None:
-        at_least("steps", self.steps, 4)
-        at_least("targets", self.targets, 1)
-
-    def price(self, classes: int | None) -> Price:
-        """`steps` gradients, and up to three queries to rank classes."""
-        return Price(queries=self.steps + 3, gradients=self.steps)
-
-    def __call__(self, scene: EvasionScene, rng: Rng) -> Perturbed:
-        """Inputs `[n, ...]`: the nearest successes, or one within the radius where it is finite."""
-        found = Nearest(scene)
-        losses, left = self._ways(scene, found)
-        last = min(LAST[scene.space.name], left // 5)
-        for number, side in enumerate(losses):
-            front = Front(scene)
-            found.astray = found.misled() & (number in FREE)
-            loss = unled(scene.oracle.goal, side, found.astray) if bool(found.astray.any()) else side
-            if len(front):
-                self.run(scene, front, found, loss, (left - last) // len(losses), rng.child(self.card.id, number))
-        SETTLE[scene.space.name](scene, found, last)
-        return Perturbed(scene.oracle.best.x)
-
-    def _ways(self, scene: EvasionScene, found: Nearest) -> tuple[list[Loss], int]:
-        """The losses to follow, and the steps that are left for them."""
-        goal = scene.oracle.goal
-        led = compared(scene, min(COMPARED, self.steps // 20)) if self.targets > 1 else 0
-        front = Front(scene)
-        # where a budget cannot pay for the comparison, there is none
-        if not led or not len(front) or not bool(scene.oracle.open(front.rows, led).all()):
-            return [levelled(goal, side) for side in goal.objectives("margin")], self.steps
-        rows, order = front.rows, ranked(scene, front, led, found)
-        if self.steps < 2 * self.shortest:
-            return [goal.margin], self.steps - led
-        losses = []
-        for column in range(min(self.targets, self.steps // self.shortest, led)):
-            wanted = torch.zeros(len(scene.x), dtype=torch.int64, device=front.x.device)
-            wanted[rows] = order[:, column]
-            losses.append(towards(goal, wanted))
-        return losses, self.steps - led
-
-    @abstractmethod
-    def run(self, scene: EvasionScene, front: Front, found: Nearest, loss: Loss, steps: int, rng: Rng) -> None:
-        """One run from the clean inputs, of `steps` gradients, that shows `found` every point it looks at."""
-
-
-def settle(scene: EvasionScene, found: Nearest, steps: int) -> None:
-    """From the nearest success so far onto the border of the model's linearisation there, where that is nearer still.
-
-    The way to go is halved where it led nowhere; a jump that fell short is first mended along its own slope. On a linear
-    model the first jump ends at the optimum.
-    """
-    front = Front(scene)
-    front.narrow(found.distance[front.rows].isfinite())
-    z = best = found.x[front.rows]
-    slope, value = torch.zeros_like(z), torch.zeros(len(front), dtype=z.dtype, device=z.device)
-    share, over = torch.ones_like(value), torch.full_like(value, OVER)
-    jumped = torch.zeros(len(front), dtype=torch.bool, device=z.device)
-    for number in range(steps):
-        if not len(front):
-            return
-        look = scene.oracle.value_and_grad(scene.oracle.goal.margin, z, front.rows)
-        better = found.see(z, front.rows, look.margin) | (number == 0)
-        mask = per_row(better, z).bool()
-        best, slope = torch.where(mask, z, best), torch.where(mask, look.grad, slope)
-        value = torch.where(better, look.margin, value)
-        short = jumped & (look.margin <= 0) & (number > 0)
-        if number:
-            share = torch.where(better, (share * 1.5).clamp_max(1.0), torch.where(short, share, share * 0.5))
-            over = torch.where(better, over * 0.5, (over * 2).clamp_max(0.1))
-        gap = -value.double() - (slope.double() * (front.x - best).double()).flatten(1).sum(1)
-        there = cross(front.x, slope, gap * (1 + over), *box(scene, z), scene.space.name)
-        mended = cross(z, look.grad, -look.margin * (1 + 10 * over), *box(scene, z), scene.space.name)
-        jump = best + per_row(share, z) * (there - best)
-        z = torch.clamp(torch.where(per_row(short, z).bool(), mended, jump), *box(scene, z))
-        z, best, slope, value, share, over, jumped = front.narrow(look.open, z, best, slope, value, share, over, ~short)
-
-
-def put_back(scene: EvasionScene, found: Nearest, steps: int) -> None:
-    """In L0: change the features of the nearest success as far as the box lets them help, and put the least useful back.
-
-    The first step is onto the border of the linearisation, as in `settle`. Then as many are put back at once as a linear model would allow; half as many where that was too many; one by one, the next least useful
-    each time, once a single one was.
-    """
-    front = Front(scene)
-    front.narrow(found.distance[front.rows].isfinite())
-    z = best = found.x[front.rows]
-    slope, margin = torch.zeros_like(z), torch.full((len(front),), torch.inf, dtype=z.dtype, device=z.device)
-    many = torch.full((len(front),), z[:1].numel(), dtype=torch.int64, device=z.device)
-    skipped = torch.zeros_like(many)
-    for number in range(steps):
-        if not len(front):
-            return
-        look = scene.oracle.value_and_grad(scene.oracle.goal.margin, z, front.rows)
-        better = found.see(z, front.rows, look.margin) | (number == 0)
-        mask = per_row(better, z).bool()
-        best, slope = torch.where(mask, z, best), torch.where(mask, look.grad, slope)
-        margin = torch.where(better, look.margin, margin)
-        failed = ~better & (number > 1)
-        skipped = torch.where(better, 0, torch.where(failed & (many == 1), skipped + 1, skipped))
-        many = torch.where(failed, (many // 2).clamp_min(1), many)
-        if number == 0:
-            gap = -margin.double() - (slope.double() * (front.x - best).double()).flatten(1).sum(1)
-            z = cross(front.x, slope, gap * (1 + OVER), *box(scene, z), "l0")
-        else:
-            z, many = _without(scene, front.x, best, slope, margin, many, skipped)
-        z, best, slope, margin, many, skipped = front.narrow(look.open, z, best, slope, margin, many, skipped)
-
-
-def _without(
-    scene: EvasionScene, x: Tensor, best: Tensor, slope: Tensor, margin: Tensor, many: Tensor, skipped: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The point `best` with up to `many` `[m]` changes taken back, after the `skipped` least useful; and how many it were."""
-    low, high = box(scene, x)
-    wall = torch.where(slope > 0, high, low).expand_as(x)
-    changed = best != x
-    far = torch.where(changed & wall.isfinite() & (slope != 0), wall, best)
-    use = (slope.double() * (far - x).double()).flatten(1)
-    spare = margin.double() + (slope.double() * (far - best).double()).flatten(1).sum(1)
-    order = torch.where(changed.flatten(1), use, torch.inf).argsort(dim=1, stable=True)
-    place = torch.arange(order.shape[1], device=x.device)[None, :]
-    worth = torch.where(changed.flatten(1), use, torch.inf).gather(1, order)
-    fits = ((worth.cumsum(1) < spare[:, None]) & worth.isfinite()).sum(1)
-    many = torch.minimum(many, fits.clamp_min(1))
-    back = (place >= skipped[:, None]) & (place < (skipped + many)[:, None]) & worth.isfinite()
-    gone = torch.zeros_like(back).scatter_(1, order, back).view_as(x)
-    return torch.where(gone, x, far), many
-
-
-SETTLE = {"linf": settle, "l2": settle, "l1": settle, "l0": put_back}

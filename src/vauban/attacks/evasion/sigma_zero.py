@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vauban.attacks.evasion.front import Front
-from vauban.attacks.evasion.nearest import Minimal, Nearest, box
+from vauban.attacks.evasion.minimal import Minimal
+from vauban.attacks.evasion.nearest import Nearest, box
 from vauban.attacks.evasion.settings import above
 from vauban.core.attack import EvasionScene
 from vauban.core.oracle import Loss
@@ -30,7 +31,8 @@ class SigmaZero(Minimal):
     Source: Cina, Villani, Pintor, Schonherr, Biggio and Pelillo 2024 (arXiv:2402.01879, algorithm 1).
     Departures: the run is made towards each of the nearest classes in turn, with a share of the steps for each; changes
     are measured by the width of the box, feature by feature, or by the largest magnitude of the row where the box is
-    open; after the runs features are put back, the least useful first, where the goal is reached without them.
+    open; three quarters of the steps go into what follows the runs: features are put back, the least useful first, and
+    exchanged for others where the goal is not reached without them.
 
     Args:
         steps: gradients in all.
@@ -61,7 +63,7 @@ class SigmaZero(Minimal):
         "deep": {"steps": 2000, "targets": 4},
     }
 
-    shortest: ClassVar[int] = 250
+    shortest: ClassVar[int] = 1000
 
     sigma: float = 1e-3
     stride: float = 1.0
