@@ -29,7 +29,12 @@ QUICK: dict[str, dict[str, Any]] = {
     "distill.defensive": {"epochs": 2},
     "preprocess.squeeze": {"bits": 2},
     "privacy.dp_sgd": {"epochs": 2, "batch_size": 16, "noise": 1.0, "accountant": "rdp"},
+    "train.awp": {"epochs": 2, "steps": 2, "delay": 0.0},
+    "train.fast": {"epochs": 2, "validation": 0.2},
+    "train.free": {"epochs": 4, "replays": 2},
+    "train.mart": {"epochs": 2, "steps": 2},
     "train.pgd": {"epochs": 2, "steps": 2},
+    "train.trades": {"epochs": 2, "steps": 2},
 }
 """Settings that take a moment; a defence that is not here runs with its own."""
 IDS = DEFENCES.ids()
@@ -48,6 +53,7 @@ class Context:
     space: Any = field(default_factory=lambda: Linf(0.0, 1.0))
     told: list[tuple[int, int]] = field(default_factory=list)
     fail: bool = False
+    store: Any = None
 
     def attack(self, id: str, **settings: Any) -> Any:
         raise AssertionError("no defence of ours asks for an attack")

@@ -13,6 +13,11 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
         "distill.defensive": "vauban.defences.distill.defensive:DefensiveDistillation",
         "preprocess.squeeze": "vauban.defences.preprocess.squeeze:Squeeze",
         "privacy.dp_sgd": "vauban.defences.privacy.dp_sgd:DPSGD",
+        "train.awp": "vauban.defences.train.awp:WeightPerturbation",
+        "train.fast": "vauban.defences.train.fast:FastTraining",
+        "train.free": "vauban.defences.train.free:FreeTraining",
+        "train.mart": "vauban.defences.train.mart:MART",
         "train.pgd": "vauban.defences.train.pgd:PGDTraining",
+        "train.trades": "vauban.defences.train.trades:TRADES",
     },
 )
