@@ -32,6 +32,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "train.awp": {"epochs": 2, "steps": 2, "delay": 0.0},
     "train.fast": {"epochs": 2, "validation": 0.2},
     "train.free": {"epochs": 4, "replays": 2},
+    "train.ibp": {"epochs": 2},
     "train.mart": {"epochs": 2, "steps": 2},
     "train.pgd": {"epochs": 2, "steps": 2},
     "train.trades": {"epochs": 2, "steps": 2},

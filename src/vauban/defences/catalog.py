@@ -16,6 +16,7 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
         "train.awp": "vauban.defences.train.awp:WeightPerturbation",
         "train.fast": "vauban.defences.train.fast:FastTraining",
         "train.free": "vauban.defences.train.free:FreeTraining",
+        "train.ibp": "vauban.defences.train.ibp:IBPTraining",
         "train.mart": "vauban.defences.train.mart:MART",
         "train.pgd": "vauban.defences.train.pgd:PGDTraining",
         "train.trades": "vauban.defences.train.trades:TRADES",

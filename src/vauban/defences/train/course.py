@@ -72,6 +72,13 @@ class AdversarialTraining(ABC):
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """The loss to descend: inner attack included."""
 
+    def judged(self, inner: Inner, batch: Batch) -> Tensor:
+        """How well each row is held, float64 `[m]`: whether the worst input is answered right; minus its squared error in a
+        regression."""
+        outputs = inner.calm(inner.worst(batch, JUDGED))
+        error = (outputs.labels.double() - batch.y.double()).square()
+        return -error if outputs.kind == "values" else (error == 0).double()
+
     @property
     def course(self) -> Course:
         return Course(
@@ -187,17 +194,13 @@ class Drill:
         return Inner(self.target, module, self.space, radius, self.rng.child(*name), self.memory)
 
     def judge(self, module: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> tuple[float, str]:
-        """Accuracy on the worst inputs of rows that are not trained on; minus the squared error in a regression."""
+        """How good an epoch is, on rows that are not trained on, and why to stop."""
         device, _ = placement(module)
         inner = self.inner(module, self.radius, "judge")
         found = []
         for part in torch.arange(len(x)).split(256):
             batch = Batch(x[part].to(device), y[part].to(device), rows[part].to(device))
-            z = inner.worst(batch, JUDGED)
-            with torch.no_grad():
-                outputs = inner.answer(z)
-            error = (outputs.labels.double() - batch.y.double()).square()
-            found.append(-error if outputs.kind == "values" else (error == 0).double())
+            found.append(self.how.judged(inner, batch))
         score = float(torch.cat(found).mean())
         failed = self.how.watched and 0 <= score < self.best / 2
         self.best = max(self.best, score)
