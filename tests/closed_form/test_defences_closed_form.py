@@ -20,7 +20,8 @@ from vauban.core.rng import Rng, derive_seed
 from vauban.core.target import Adaptive, Domain, Outputs
 from vauban.data.load import load_data
 from vauban.defences.distill.defensive import DefensiveDistillation
-from vauban.defences.preprocess.squeeze import Squeeze, Squeezed, Squeezer
+from vauban.defences.preprocess.front import Cleansed
+from vauban.defences.preprocess.squeeze import Squeeze, Squeezer
 from vauban.defences.privacy.dp_sgd import DPSGD
 from vauban.defences.train.course import Drill
 from vauban.defences.train.inner import Inner, worst_case
@@ -216,8 +217,8 @@ def test_the_squeezed_model_has_no_gradient_and_its_stand_in_has_the_models_own(
 
     hard_values, hard_slope = slope(made, x)
     soft_values, soft_slope = slope(soft, x)
-    whole: Squeezed = made.module
-    _, own_slope = slope(target, whole.squeezer(x))
+    whole: Cleansed = made.module
+    _, own_slope = slope(target, whole.cleanser(x))
     assert torch.equal(hard_values, soft_values)
     assert bool((hard_slope == 0).all())
     assert torch.equal(soft_slope, own_slope)

@@ -11,7 +11,9 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
     {
         "certify.smoothing": "vauban.defences.certify.smoothing:RandomisedSmoothing",
         "distill.defensive": "vauban.defences.distill.defensive:DefensiveDistillation",
+        "preprocess.jpeg": "vauban.defences.preprocess.jpeg:JPEG",
         "preprocess.squeeze": "vauban.defences.preprocess.squeeze:Squeeze",
+        "preprocess.variation": "vauban.defences.preprocess.variation:TotalVariation",
         "privacy.dp_sgd": "vauban.defences.privacy.dp_sgd:DPSGD",
         "train.awp": "vauban.defences.train.awp:WeightPerturbation",
         "train.fast": "vauban.defences.train.fast:FastTraining",
