@@ -94,17 +94,16 @@ class Compressor(nn.Module):
 
     def __init__(self, low: Tensor, high: Tensor, quality: int) -> None:
         super().__init__()
-        like = {"dtype": low.dtype, "device": low.device}
         self.register_buffer("low", low.clone())
         self.register_buffer("high", high.clone())
         k = torch.arange(BLOCK, dtype=torch.float64)
         cosines = torch.cos(math.pi / BLOCK * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / BLOCK)
         cosines[0] /= math.sqrt(2)
-        self.register_buffer("cosines", cosines.to(**like))
+        self.register_buffer("cosines", cosines.to(low))
         for name, table in (("luma", LUMA), ("chroma", CHROMA)):
-            self.register_buffer(name, scaled(torch.tensor(table, dtype=torch.float64), quality).to(**like))
+            self.register_buffer(name, scaled(torch.tensor(table, dtype=torch.float64), quality).to(low))
         to = [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]
-        self.register_buffer("colour", torch.tensor(to, **like))
+        self.register_buffer("colour", torch.tensor(to).to(low))
 
     def forward(self, x: Tensor) -> Tensor:
         span = (self.high - self.low).clamp_min(torch.finfo(x.dtype).tiny)
