@@ -11,6 +11,7 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
     {
         "certify.smoothing": "vauban.defences.certify.smoothing:RandomisedSmoothing",
         "distill.defensive": "vauban.defences.distill.defensive:DefensiveDistillation",
+        "preprocess.denoise": "vauban.defences.preprocess.denoise:Denoising",
         "preprocess.jpeg": "vauban.defences.preprocess.jpeg:JPEG",
         "preprocess.squeeze": "vauban.defences.preprocess.squeeze:Squeeze",
         "preprocess.variation": "vauban.defences.preprocess.variation:TotalVariation",

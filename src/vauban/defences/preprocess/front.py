@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
@@ -24,6 +24,8 @@ class Preprocessing(ABC):
     """A defence that puts a module in front of the model. Subclasses say which."""
 
     card: ClassVar[DefenceCard]
+    smooth: ClassVar[bool] = False
+    """Whether gradients pass through the module as they are; the others hide them."""
 
     @abstractmethod
     def cleanser(self, model: TorchModel, data: Data, rng: Rng, context: Context) -> nn.Module:
@@ -46,13 +48,16 @@ class Preprocessing(ABC):
         defended = self._around(model, self.blank(model, data))
         return defended.around(loaded(defended.clone(), state), "")
 
-    def _around(self, model: TorchModel, cleanser: nn.Module) -> CleansedTarget:
-        defended = _cleansed(model, cleanser, self.card.id)
-        if model.recipe is None:
-            return defended
-        plain: Recipe = model.recipe
-        again = Redone(lambda x, y, seed: _cleansed(cast(TorchModel, plain.fit(x, y, seed)), cleanser, self.card.id))
-        return replace(defended, recipe=again)
+    def _around(self, model: TorchModel, cleanser: nn.Module) -> Defended:
+        kind = Defended if self.smooth else Hiding
+
+        def made(model: TorchModel, recipe: Recipe | None) -> Defended:
+            return kind(around(model, Cleansed(cleanser, model.clone()).eval(), f"+{self.card.id}"), recipe)
+
+        plain = model.recipe
+        if plain is None:
+            return made(model, None)
+        return made(model, Redone(lambda x, y, seed: made(cast(TorchModel, plain.fit(x, y, seed)), None)))
 
 
 class Through(torch.autograd.Function):
@@ -80,17 +85,13 @@ class Cleansed(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class CleansedTarget(Defended):
-    """A target whose inputs are changed first; `softened` is what an attacker who knows this differentiates."""
+class Hiding(Defended):
+    """A target whose inputs are changed by what has no slope; `softened` is what an attacker who knows this differentiates."""
 
     def softened(self) -> Target:
         """The same answers; gradients are those of the model at the changed input."""
         whole = cast(Cleansed, self.module)
         return self.inner.around(Cleansed(whole.cleanser, whole.model, soft=True).eval(), "+soft")
-
-
-def _cleansed(model: TorchModel, cleanser: nn.Module, id: str) -> CleansedTarget:
-    return CleansedTarget(around(model, Cleansed(cleanser, model.clone()).eval(), f"+{id}"), None)
 
 
 def sides(model: TorchModel, data: Data) -> tuple[Tensor, Tensor]:

@@ -56,6 +56,8 @@ class TotalVariation(Preprocessing):
         ),
     )
 
+    smooth: ClassVar[bool] = True
+
     weight: float = 0.05
     steps: int = 20
 
