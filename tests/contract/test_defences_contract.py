@@ -35,6 +35,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "train.free": {"epochs": 4, "replays": 2},
     "train.ibp": {"epochs": 2},
     "train.mart": {"epochs": 2, "steps": 2},
+    "train.multi": {"epochs": 2, "steps": 2, "norms": "l2:0.2"},
     "train.pgd": {"epochs": 2, "steps": 2},
     "train.trades": {"epochs": 2, "steps": 2},
 }

@@ -21,6 +21,7 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
         "train.free": "vauban.defences.train.free:FreeTraining",
         "train.ibp": "vauban.defences.train.ibp:IBPTraining",
         "train.mart": "vauban.defences.train.mart:MART",
+        "train.multi": "vauban.defences.train.multi:SeveralNorms",
         "train.pgd": "vauban.defences.train.pgd:PGDTraining",
         "train.trades": "vauban.defences.train.trades:TRADES",
     },
