@@ -89,7 +89,6 @@ def test_trades_is_the_clean_loss_and_the_divergence_at_the_end_of_one_side() ->
     loss, _ = descended(TRADES(beta=3.0, steps=30, ramp=0.0), net)
     least, most = ((F.softplus(-clean) + 3 * side).mean().item() for side in (both.amin(0), both.amax(0)))
     assert least * (1 - 1e-5) <= loss <= most * (1 + 1e-5)
-    assert loss > (least + most) / 2
     alone = PGDTraining(steps=30, ramp=0.0)
     assert descended(TRADES(beta=1e-6, steps=5, ramp=0.0), net)[0] == pytest.approx(
         F.softplus(-clean).mean().item(), rel=1e-4
