@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from docs import measured
+from docs import measured, plots
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.registry import Catalogue
@@ -165,10 +165,29 @@ def _cascade(results: dict[str, Any]) -> list[str]:
     return lines
 
 
+def _nearest(results: dict[str, Any]) -> list[str]:
+    """A row a model and budget: the optimality of the best of ours and of the best peer, by norm."""
+    norms = ("linf", "l2", "l1", "l0")
+    best: dict[tuple[str, str, int], str] = {}
+    for title, rows in results["results"].items():
+        told = {row["contender"]: row["optimality"] for row in rows if "optimality" in row}
+        if not told:
+            continue
+        norm, passes, model, _ = title.split(", ")
+        ours, theirs = (max(v for who, v in told.items() if who.startswith("vauban") == mine) for mine in (True, False))
+        best[norm, model, int(passes.split()[0])] = f"{ours:.3f} · {theirs:.3f}"
+    lines = ["| nearest success: **vauban** · best peer | " + " | ".join(norms) + " |", "|---" * 5 + "|"]
+    for model, passes in sorted({(model, passes) for _, model, passes in best}):
+        cells = [best.get((norm, model, passes), "–") for norm in norms]
+        lines.append(f"| {model}, {passes:,} passes | {' | '.join(cells)} |")
+    return lines
+
+
 def bench_table() -> str:
     """The README's tables, from bench/results alone."""
     parts = []
-    for name, table in (("cascade", _cascade), ("evasion", _evasion), ("leakage", _leakage)):
+    tables = (("cascade", _cascade), ("evasion", _evasion), ("minimal_norm", _nearest), ("leakage", _leakage))
+    for name, table in tables:
         if not (RESULTS / f"{name}.json").exists():
             continue
         results = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
@@ -188,6 +207,9 @@ def main() -> None:
     for name, (title, catalogue) in PAGES.items():
         (HERE / name).write_text(page(title, catalogue), encoding="utf-8")
     (HERE / "benchmarks.md").write_text(measured.page(), encoding="utf-8")
+    (HERE / plots.FOLDER).mkdir(exist_ok=True)
+    for name, svg in plots.pictures().items():
+        (HERE / plots.FOLDER / name).write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

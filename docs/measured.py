@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from docs import plots
+
 RESULTS = Path(__file__).resolve().parent.parent / "bench" / "results"
 Row = Mapping[str, Any]
 Tables = Iterator[tuple[str, Sequence[Row]]]
@@ -151,6 +153,18 @@ SECTIONS = (
         _plain,
     ),
     Section(
+        "passes",
+        "Ways to make a pass",
+        "A forward and backward pass to the input, over one batch in plain order and over the engine's own way (`ordered`: "
+        "micro-batches, channels-last for pictures). `bfloat16` has a forward in float32 on top, as a scout would need; "
+        "compiled forwards are beside eager ones.",
+        {
+            "contender": "", "micro_batch": "micro-batch", "x_plain": "x plain", "x_ordered": "x ordered",
+            "x_eager": "x an eager forward", "compile_seconds": "seconds to compile",
+        },
+        _plain,
+    ),
+    Section(
         "start",
         "Start",
         "Seconds until a fresh process is done; files in the page cache.",
@@ -212,4 +226,6 @@ def page() -> str:
         ]
         for title, rows in section.tables(whole["results"]):
             lines += [*([f"**{title}**", ""] if title else []), *_table(section.columns, rows), ""]
+        for curve in plots.curves(section.file):
+            lines += [f"![{curve.title}]({plots.FOLDER}/{curve.id}.svg)", ""]
     return "\n".join(lines).rstrip() + "\n"

@@ -58,3 +58,6 @@ def test_generated_pages_are_current(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     assert (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == build.measured.page(), "run make docs"
     assert build.README.read_text(encoding="utf-8") == build.readme(), "README.md: run make docs"
+    folder = ROOT / "docs" / build.plots.FOLDER
+    drawn = {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
+    assert drawn == build.plots.pictures(), "docs/plots: run make docs"

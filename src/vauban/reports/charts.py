@@ -191,7 +191,7 @@ def _legend(series: Sequence[Series]) -> tuple[str, int]:
     x, y, parts = float(LEFT), TOP + PLOT + 14, []
     for index, line in enumerate(series):
         label = line.label if len(line.label) <= MOST_LABEL else f"{line.label[: MOST_LABEL - 1]}…"
-        width = 34 + 6.4 * len(label)
+        width = 40 + 6.4 * len(label)
         if x > LEFT and x + width > WIDTH:
             x, y = float(LEFT), y + 18
         dash = f' stroke-dasharray="{DASHES[index]}"' if DASHES[index] else ""
