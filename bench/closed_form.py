@@ -3,7 +3,8 @@
     python bench/closed_form.py [--only evasion.pgd,evasion.apgd]
 
 Models: logits = x w', w drawn from a normal, 2 and 10 classes, 16 features, 8 inputs each, without a box. The nearest
-success is the smallest gap of logits over the dual norm of the difference of weights. An attack that looks for the nearest
+success is the smallest gap of logits over the dual norm of the difference of weights. In L0 the box is 0 to 1, and the fewest
+features are those that gain most at their walls until the gap is made good; ratios are of whole numbers. An attack that looks for the nearest
 success is measured by its distance over that optimum; an attack within a radius by the smallest factor of a grid at which
 it succeeds. Every attack has its own settings and budget. Writes results/closed_form.json.
 """
@@ -48,10 +49,44 @@ def model(classes: int, seed: int, norm: str) -> tuple[nn.Module, Tensor, Tensor
     return layer, x / distance, y
 
 
+def fewest(layer: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Features, within a box from 0 to 1, that must change to bring another class to the top, `[n]`."""
+    with torch.no_grad():
+        z = layer(x)
+    w = layer.weight.data
+    apart = w[None] - w[y][:, None]
+    room = torch.where(apart > 0, 1 - x[:, None], x[:, None])
+    gains = (apart.abs() * room).sort(2, descending=True).values.cumsum(2)
+    counts = (gains <= (z.gather(1, y[:, None]) - z)[:, :, None]).sum(2) + 1
+    return counts.scatter(1, y[:, None], FEATURES + 1).amin(1)
+
+
+def sparse_ratios(id: str, classes: int, seed: int) -> list[float]:
+    """In L0: of the features changed, or of the first number of features at which the attack succeeds."""
+    layer, _, _ = model(classes, seed, "l2")
+    x = torch.rand(ROWS, FEATURES, generator=torch.Generator().manual_seed(100 + seed))
+    with torch.no_grad():
+        y = layer(x).argmax(1)
+    best = fewest(layer, x, y)
+    possible = best <= FEATURES
+    x, y, best = x[possible], y[possible], best[possible]
+    try:
+        return (attacked(id, layer, x, y, "l0", float("inf")).best.distance / best).tolist()
+    except BadThreat:
+        pass
+    found = torch.full((len(x),), torch.inf)
+    for count in range(1, FEATURES + 1):
+        left = ((found == torch.inf) & (best <= count)).nonzero().flatten()
+        if len(left):
+            reached = attacked(id, layer, x[left], y[left], "l0", float(count)).best.reached
+            found[left[reached]] = (count / best[left[reached]]).float()
+    return found.tolist()
+
+
 def attacked(id: str, layer: nn.Module, x: Tensor, y: Tensor, norm: str, radius: float) -> MeteredOracle:
     classes = layer.weight.shape[0]
     target = TorchTarget(module=layer, domain=Domain(kind="tabular", task="classification", classes=classes))
-    space = SPACES[norm]()
+    space = SPACES[norm](0.0, 1.0) if norm == "l0" else SPACES[norm]()
     oracle = MeteredOracle(target, Misclassify(y), space, x, radius, nearest=radius == float("inf"))
     oracle.begin()
     ATTACKS.load(id)()(EvasionScene(oracle, x, space, radius, classes), Rng(0, len(x)))
@@ -59,6 +94,8 @@ def attacked(id: str, layer: nn.Module, x: Tensor, y: Tensor, norm: str, radius:
 
 
 def ratios(id: str, classes: int, seed: int, norm: str) -> list[float]:
+    if norm == "l0":
+        return sparse_ratios(id, classes, seed)
     layer, x, y = model(classes, seed, norm)
     try:
         return [float(d) for d in attacked(id, layer, x, y, norm, float("inf")).best.distance]
@@ -76,7 +113,7 @@ def ratios(id: str, classes: int, seed: int, norm: str) -> list[float]:
 def measure(id: str) -> list[dict[str, Any]]:
     card = ATTACKS.load(id).card
     rows = []
-    for norm in (n for n in card.spaces if n in DUAL):
+    for norm in (n for n in card.spaces if n in (*DUAL, "l0")):
         for classes in (c for c in (2, 10) if c >= card.min_classes):
             all_ = [r for seed in range(SEEDS) for r in ratios(id, classes, seed, norm)]
             middle, worst = statistics.median(all_), max(all_)

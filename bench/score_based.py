@@ -62,13 +62,20 @@ class Watching(nn.Module):
         z = z.float()
         self.rows += len(z)
         answer = torch.cat([self.model(part.contiguous(memory_format=torch.channels_last)) for part in z.split(64)])
-        apart = torch.cdist(z.detach().flatten(1)[:, self.pixels], self.known, p=torch.inf)
-        assert bool(((apart <= self.eps + 1e-4).sum(1) == 1).all()), "an input that belongs to no image, or to several"
-        who = apart.argmin(1)
+        who = self._whose(z.detach().flatten(1))
         self.asked += torch.bincount(who, minlength=len(self.x))
         hit = who[answer.argmax(1) != self.y[who]]
         self.first[hit] = torch.minimum(self.first[hit], self.asked[hit].float())
         return answer
+
+    def _whose(self, z: Tensor) -> Tensor:
+        """The number of the one clean image that each input lies within eps of."""
+        near = torch.cdist(z[:, self.pixels], self.known, p=torch.inf) <= self.eps + 1e-4
+        several = (near.sum(1) > 1).nonzero().flatten()
+        if len(several):  # told apart by all pixels
+            near[several] &= torch.cdist(z[several], self.x.flatten(1), p=torch.inf) <= self.eps + 1e-4
+        assert bool((near.sum(1) == 1).all()), "an input that belongs to no image, or to several"
+        return near.to(torch.uint8).argmax(1)
 
 
 def watched(attack: peers.Attack, model: nn.Module, x: Tensor, y: Tensor, eps: float, seed: int) -> Tensor:

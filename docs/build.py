@@ -14,6 +14,7 @@ from vauban.attacks.catalog import ATTACKS
 from vauban.core.registry import Catalogue
 from vauban.defences.catalog import DEFENCES
 from vauban.rules.catalog import RULES
+from vauban.schema.access import Access
 
 HERE = Path(__file__).resolve().parent
 README, RESULTS = HERE.parent / "README.md", HERE.parent / "bench" / "results"
@@ -68,7 +69,19 @@ def _costs(cls: Any) -> list[str]:
     if measured:
         ratios = "; ".join(f"{row['norm']}, {row['classes']} classes {_worst(row['worst'])}" for row in measured)
         lines.append(f"- Worst distance over the known optimum, linear models (`bench/closed_form.py`): {ratios}")
+    elif cls.card.id.startswith("evasion."):
+        lines.append(f"- Known optimum on linear models: none, for it {_apart(cls.card)}")
     return lines
+
+
+def _apart(card: Any) -> str:
+    """Why an attack has no ratio."""
+    reasons = (
+        (card.joint, "changes all inputs alike or together"),
+        (Access.FEATURES in card.needs, "works on the features of a hidden layer"),
+        (bool(card.modalities), f"searches where only {', '.join(card.modalities)} data are"),
+    )
+    return next(words for holds, words in reasons if holds)
 
 
 def _worst(ratio: float | None) -> str:
