@@ -25,7 +25,7 @@ from vauban.reports.markdown import Markdown, escape
 from vauban.reports.sarif import Sarif, document, fingerprint, location
 from vauban.reports.write import write
 from vauban.schema.errors import BadOption, DiskFull, UnknownName
-from vauban.schema.log import Attempt, AuditLog, Verdict
+from vauban.schema.log import Attempt, AuditLog, Cost, Verdict
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
