@@ -26,7 +26,7 @@ from vauban.core.rng import Rng
 from vauban.domains.catalog import modality
 from vauban.engine.batching import micro_batch
 from vauban.parts.goals import Misclassify
-from vauban.targets.layout import memory_format
+from vauban.parts.layout import memory_format
 from vauban.targets.torch import TorchTarget
 
 SIZES = (16, 32, 64, 128, 250, 500)

@@ -12,7 +12,7 @@ from torch import Tensor
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.attack import EvasionScene
 from vauban.core.rng import Rng
-from vauban.defences.train.pgd import worst_case
+from vauban.defences.train.inner import worst_case
 from vauban.domains.image.spaces import PICTURES
 from vauban.engine.oracle import MeteredOracle
 from vauban.parts.goals import ClassAs, Misclassify, Shift

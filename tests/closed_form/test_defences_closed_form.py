@@ -20,12 +20,15 @@ from vauban.core.rng import Rng, derive_seed
 from vauban.core.target import Adaptive, Domain, Outputs
 from vauban.data.load import load_data
 from vauban.defences.distill.defensive import DefensiveDistillation
-from vauban.defences.preprocess.squeeze import Squeeze, Squeezed, Squeezer
+from vauban.defences.preprocess.front import Cleansed
+from vauban.defences.preprocess.squeeze import Squeeze, Squeezer
 from vauban.defences.privacy.dp_sgd import DPSGD
-from vauban.defences.train.pgd import PGDTraining, _Step, worst_case
+from vauban.defences.train.course import Drill
+from vauban.defences.train.inner import Inner, worst_case
+from vauban.defences.train.pgd import PGDTraining
 from vauban.parts.losses import dlr
 from vauban.parts.projections import L1, L2, Linf
-from vauban.parts.training import fit, reset
+from vauban.parts.training import Batch, fit, reset
 from vauban.schema.errors import MissingExtra, NotOffered
 from vauban.targets.torch import TorchTarget
 
@@ -40,6 +43,7 @@ def _one_thread() -> None:
 class Context:
     radius: float | None = 0.1
     space: Any = field(default_factory=lambda: Linf(0.0, 1.0))
+    store: Any = None
 
     def attack(self, id: str, **settings: Any) -> Any:
         raise AssertionError
@@ -99,9 +103,9 @@ def test_the_training_loss_is_the_robust_logistic_loss() -> None:
     y = torch.arange(24) % 2
     module = linear(weights)
     how = PGDTraining(ramp=0.0, steps=5)
-    step = _Step(how, binary(module), Linf(), 0.3, Rng(0, 24), 1)  # type: ignore[arg-type]
+    drill = Drill(how, binary(module), Linf(), 0.3, Rng(0, 24))
     module.train()
-    loss = step(module, x, y, torch.arange(24))
+    loss = drill.step(module, Batch(x, y, torch.arange(24)))
     (grad,) = torch.autograd.grad(loss, module.weight)
     own = weights.clone().requires_grad_()
     truth = worst_loss(own, x, y, 0.3 * own.abs().sum()).mean()  # type: ignore[arg-type]
@@ -129,11 +133,17 @@ def test_training_comes_to_the_minimum_of_the_robust_loss() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.5])
 def test_the_radius_grows_over_the_ramp_and_no_further(share: float) -> None:
-    step = _Step(PGDTraining(epochs=10, ramp=share), binary(linear(torch.ones(2))), Linf(), 1.0, Rng(0, 2), 4)  # type: ignore[arg-type]
-    seen = []
-    for done in range(40):
-        step.done = done
-        seen.append(step._share())
+    seen: list[float] = []
+
+    class Spy(PGDTraining):
+        def loss(self, inner: Inner, batch: Batch) -> Tensor:
+            seen.append(inner.radius)
+            return inner.answer(batch.x).values.sum()
+
+    x, y = torch.rand(8, 2), torch.arange(8) % 2
+    how = Spy(epochs=10, batch_size=2, ramp=share)
+    how(binary(linear(torch.ones(2))), Data(x, y, x, y), Rng(0), Context(1.0, Linf()))
+    assert len(seen) == 40
     assert seen == sorted(seen)
     assert seen[-1] == 1.0
     assert seen[0] == (1.0 if share == 0 else pytest.approx(1 / 20))
@@ -145,8 +155,8 @@ def test_clean_loss_is_mixed_in_by_its_share() -> None:
     x, y = torch.tensor([[0.5, 0.2], [0.1, -0.4]]), torch.tensor([1, 0])
 
     def loss(clean: float) -> float:
-        step = _Step(PGDTraining(ramp=0.0, clean=clean), binary(linear(weights)), Linf(), 0.2, Rng(0, 2), 1)  # type: ignore[arg-type]
-        return step(linear(weights), x, y, torch.arange(2)).item()
+        drill = Drill(PGDTraining(ramp=0.0, clean=clean), binary(linear(weights)), Linf(), 0.2, Rng(0, 2))
+        return drill.step(linear(weights), Batch(x, y, torch.arange(2))).item()
 
     hard, easy = (float(worst_loss(weights, x, y, drop).mean()) for drop in (0.2 * 3.0, 0.0))
     assert loss(0.25) == pytest.approx(0.75 * hard + 0.25 * easy, rel=1e-5)
@@ -207,8 +217,8 @@ def test_the_squeezed_model_has_no_gradient_and_its_stand_in_has_the_models_own(
 
     hard_values, hard_slope = slope(made, x)
     soft_values, soft_slope = slope(soft, x)
-    whole: Squeezed = made.module
-    _, own_slope = slope(target, whole.squeezer(x))
+    whole: Cleansed = made.module
+    _, own_slope = slope(target, whole.cleanser(x))
     assert torch.equal(hard_values, soft_values)
     assert bool((hard_slope == 0).all())
     assert torch.equal(soft_slope, own_slope)

@@ -20,6 +20,7 @@ from vauban.targets.torch import TorchTarget
 class Context:
     radius: float | None = None
     space: Any = None
+    store: Any = None
 
     def attack(self, id: str, **settings: Any) -> Any:
         raise AssertionError

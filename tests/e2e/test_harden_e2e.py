@@ -91,6 +91,44 @@ def figures(log: AuditLog) -> list[Any]:
     return [(a.check, a.state, a.outcomes, [(m.name, m.value) for m in a.measurements]) for a in log.attempts]
 
 
+class Stops(Quiet):
+    """Presses Ctrl-C after three epochs."""
+
+    def step(self, done: float, total: float, text: str = "") -> None:
+        if done == 3 and "training" in text:
+            raise KeyboardInterrupt
+
+
+def test_a_training_that_was_interrupted_goes_on_to_the_same_model(
+    request_: Request, undisturbed: After, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        harden(request_, "train.pgd", folder, Stops())
+    assert (folder / "training.safetensors").exists()
+    assert not (folder / "model.safetensors").exists()
+    told: list[float] = []
+
+    class Tells(Quiet):
+        def step(self, done: float, total: float, text: str = "") -> None:
+            if "training" in text:
+                told.append(done)
+
+    after = harden(request_, "train.pgd", folder, Tells())
+    assert told == [4, 5]
+    assert after.target.sha256() == undisturbed.target.sha256()
+    assert not (folder / "training.safetensors").exists()
+
+
+def test_what_is_left_of_a_training_is_not_trusted_blindly(request_: Request, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        harden(request_, "train.pgd", folder, Stops())
+    (folder / "training.safetensors").write_bytes(b"no such thing")
+    with pytest.raises(CorruptFile, match="delete it to train from the beginning"):
+        harden(request_, "train.pgd", folder)
+
+
 def test_the_run_folder_holds_both_audits_and_the_model(squeezed: tuple[After, Path]) -> None:
     after, folder = squeezed
     report = json.loads((folder / "report.json").read_text())

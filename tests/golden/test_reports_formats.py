@@ -25,7 +25,7 @@ from vauban.reports.markdown import Markdown, escape
 from vauban.reports.sarif import Sarif, document, fingerprint, location
 from vauban.reports.write import write
 from vauban.schema.errors import BadOption, DiskFull, UnknownName
-from vauban.schema.log import Attempt, AuditLog, Verdict
+from vauban.schema.log import Attempt, AuditLog, Cost, Verdict
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -204,6 +204,20 @@ def test_terminal_shows_everything_and_reads_nothing_as_markup(log: AuditLog) ->
     for attempt in log.attempts:
         assert attempt.check in text
     assert "[bold]" in terminal.render(nasty(log), width=140)
+
+
+def test_checks_that_were_left_out_for_one_reason_share_a_line(log: AuditLog) -> None:
+    out = log.attempts[0].model_copy(
+        update={"state": "skipped", "reason": "not asked for", "measurements": [], "cost": Cost()}
+    )
+    few, many = ([out.model_copy(update={"check": f"evasion.x{i}"}) for i in range(n)] for n in (3, 7))
+    short = terminal.render(log.model_copy(update={"attempts": [log.attempts[0], *few]}), width=140)
+    long = terminal.render(log.model_copy(update={"attempts": [log.attempts[0], *many]}), width=140)
+    assert "evasion.x2" in short
+    assert "checks" not in short.splitlines()[-1]
+    assert "evasion.x2" not in long
+    assert "7 checks" in long
+    assert log.attempts[0].check in long
 
 
 # Writing

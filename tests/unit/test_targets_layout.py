@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vauban.targets.layout import memory_format
+from vauban.parts.layout import memory_format
 from vauban.targets.torch import TorchTarget
 
 

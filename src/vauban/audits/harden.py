@@ -3,6 +3,7 @@
 The run folder is that of the audit after; the audit before lies in `before/`, the new model beside the report:
 
     DIR/hardening.json     what this folder is: which defence of which model
+    DIR/training.safetensors  while the defence trains: all that its next epoch depends on
     DIR/before/            a run folder of its own
     DIR/model.safetensors  the weights of the defended model
     DIR/model.json         facts about it, and how to load it
@@ -15,13 +16,14 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -44,6 +46,7 @@ from vauban.schema.log import AuditLog, Comparison, Curve
 from vauban.schema.threat import ThreatModel
 
 MARK, WEIGHTS, FACTS, BEFORE = "hardening.json", "model.safetensors", "model.json", "before"
+TRAINING = "training.safetensors"
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,11 @@ def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
     _refuse(card, ready)
     _look(folder, _identity(ready, id, identity_settings, threat))
     # Defended first: what makes the defence impossible is told at once, not after an audit.
-    made = _made(method, ready, threat, folder, watcher)
-    _claim(folder, _identity(ready, id, identity_settings, threat))
+    claim = partial(_claim, folder, _identity(ready, id, identity_settings, threat))
+    made = _made(method, ready, threat, folder, watcher, claim)
+    claim()
     _keep(made, card, ready, folder)
+    (folder / TRAINING).unlink(missing_ok=True)
     watcher.note(f"before: {ready.case.target.id}")
     before = carry_out(ready, folder / BEFORE, watcher)
     watcher.note(f"after: {made.target.id}")
@@ -189,7 +194,33 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
         (folder / NAME).touch()
 
 
-def _made(method: Defence, ready: Ready, threat: ThreatModel, folder: Path, watcher: Watcher) -> Hardened:
+@dataclass(frozen=True)
+class _Interrupted:
+    """What a training left in the folder, which is claimed with the first of it."""
+
+    folder: Path
+    claim: Callable[[], None]
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        with guarded(self.folder):
+            self.claim()
+            write_whole(self.folder / TRAINING, save(whole, {"facts": json.dumps(facts)}))
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        path = self.folder / TRAINING
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CorruptFile(f"{path} cannot be read ({error}): delete it to train from the beginning.") from error
+
+
+def _made(
+    method: Defence, ready: Ready, threat: ThreatModel, folder: Path, watcher: Watcher, claim: Callable[[], None]
+) -> Hardened:
     """The defended target: put together again from what was saved, else made."""
     target, data = ready.case.target, ready.request.data
     if isinstance(method, Restorable) and (folder / MARK).exists() and (folder / FACTS).exists():
@@ -203,7 +234,7 @@ def _made(method: Defence, ready: Ready, threat: ThreatModel, folder: Path, watc
             raise CorruptFile(f"{folder / WEIGHTS} is not the model that {FACTS} describes: name another folder.")
         return Hardened(restored, dict(kept["facts"]), tuple(kept["caveats"]))
     watcher.note(f"defending: {method.card.name}")
-    context = HouseContext.of(ready.case, threat, watcher.step)
+    context = HouseContext.of(ready.case, threat, watcher.step, _Interrupted(folder, claim))
     rng = Rng(derive_seed(ready.request.seed, "harden", method.card.id))
     made = method(target, data, rng, context)
     return replace(made, target=made.target.settled(ready.case.domain))

@@ -32,6 +32,8 @@ from vauban.schema.access import Access
 from vauban.schema.errors import BadOption, MissingExtra
 from vauban.schema.log import Attempt, AuditLog, DataInfo, Doubt, Finding, RunInfo, Severity, TargetInfo, Verdict
 
+LEAST = 0.05
+"""Share of the time limit that a check gets at least, while there is time."""
 LASTING = ("assessed", "skipped", "not_applicable")
 """States that a second try would not change; the others are tried again when a run is resumed."""
 
@@ -148,16 +150,29 @@ def _run(ready: Ready, journal: Journal, watcher: Watcher) -> list[Attempt]:
     seconds = ready.request.time_limit if ready.request.time_limit is not None else ready.profile.seconds
     deadline = None if seconds is None else time.monotonic() + seconds
     attempts: dict[str, Attempt] = {}
+    ahead = sum(unit.estimate.seconds or 0.0 for unit in ready.plan.todo if unit.key not in finished)
     for unit in ready.plan.turns():
         recorded = finished.get(unit.key)
         reused = recorded is not None
         if unit.refusal is None and not reused:
             watcher.started(unit)
-        case = replace(ready.case_for(unit.check.family), progress=watcher.step, deadline=deadline)
+        until = _until(unit, ahead, deadline, seconds)
+        ahead -= 0.0 if unit.refusal or reused else unit.estimate.seconds or 0.0
+        case = replace(ready.case_for(unit.check.family), progress=watcher.step, deadline=until)
         attempt = recorded or _attempt(unit, case, journal, _left(ready.request, attempts.values()))
         attempts[unit.key] = attempt
         watcher.ended(unit, attempt, reused)
     return [attempts[unit.key] for unit in ready.plan.units]
+
+
+def _until(unit: Unit, ahead: float, deadline: float | None, limit: float | None) -> float | None:
+    """When a unit has to end: of the time that is left it gets what its estimate is of all that are ahead, for the dear ones not
+    to leave nothing to the others. Trainings are in no estimate; they may take what is left."""
+    own = unit.estimate.seconds
+    if deadline is None or limit is None or own is None or unit.estimate.trainings or not ahead > 0:
+        return deadline
+    left = max(0.0, deadline - time.monotonic())
+    return min(deadline, time.monotonic() + max(left * own / ahead, LEAST * limit))
 
 
 def _left(request: Request, attempts: Iterable[Attempt]) -> int | None:

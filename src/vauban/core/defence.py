@@ -15,14 +15,31 @@ from vauban.core.target import Target
 from vauban.schema.cards import DefenceCard
 
 
+class Store(Protocol):
+    """Where a training leaves what it needs to go on after an interruption."""
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Keep these instead of what was kept before; `facts` hold what JSON can."""
+        ...
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """What was kept last; None where nothing was."""
+        ...
+
+
 class Context(Protocol):
-    """What a defence may ask of the house: the threat it trains against, the space, an attack, progress."""
+    """What a defence may ask of the house: the threat it trains against, the space, an attack, progress, a store."""
 
     @property
     def radius(self) -> float | None: ...
 
     @property
     def space(self) -> Continuous | None: ...
+
+    @property
+    def store(self) -> Store | None:
+        """None where nothing is kept."""
+        ...
 
     def attack(self, id: str, **settings: Any) -> Callable[..., Any]:
         """`attack(id, **settings)(target, x, y, rng, domain)` gives adversarial inputs `[n, ...]` within the threat; defences never import attacks."""

@@ -11,8 +11,18 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
     {
         "certify.smoothing": "vauban.defences.certify.smoothing:RandomisedSmoothing",
         "distill.defensive": "vauban.defences.distill.defensive:DefensiveDistillation",
+        "preprocess.denoise": "vauban.defences.preprocess.denoise:Denoising",
+        "preprocess.jpeg": "vauban.defences.preprocess.jpeg:JPEG",
         "preprocess.squeeze": "vauban.defences.preprocess.squeeze:Squeeze",
+        "preprocess.variation": "vauban.defences.preprocess.variation:TotalVariation",
         "privacy.dp_sgd": "vauban.defences.privacy.dp_sgd:DPSGD",
+        "train.awp": "vauban.defences.train.awp:WeightPerturbation",
+        "train.fast": "vauban.defences.train.fast:FastTraining",
+        "train.free": "vauban.defences.train.free:FreeTraining",
+        "train.ibp": "vauban.defences.train.ibp:IBPTraining",
+        "train.mart": "vauban.defences.train.mart:MART",
+        "train.multi": "vauban.defences.train.multi:SeveralNorms",
         "train.pgd": "vauban.defences.train.pgd:PGDTraining",
+        "train.trades": "vauban.defences.train.trades:TRADES",
     },
 )

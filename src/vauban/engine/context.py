@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.attack import EvasionScene
+from vauban.core.defence import Store
 from vauban.core.goal import Goal
 from vauban.core.registry import configure
 from vauban.core.rng import Rng
@@ -30,13 +31,16 @@ class HouseContext:
     radius: float | None
     space: Continuous | None
     tell: Progress = silent
+    store: Store | None = None
 
     @classmethod
-    def of(cls, case: Case, threat: ThreatModel | None, tell: Progress = silent) -> HouseContext:
+    def of(
+        cls, case: Case, threat: ThreatModel | None, tell: Progress = silent, store: Store | None = None
+    ) -> HouseContext:
         """The context of a case; without a threat that has a room, there is neither radius nor space."""
         if threat is None or threat.room is None:
-            return cls(None, None, tell)
-        return cls(threat.room.radius, case.modality.space(threat.room.space, case.domain), tell)
+            return cls(None, None, tell, store)
+        return cls(threat.room.radius, case.modality.space(threat.room.space, case.domain), tell, store)
 
     def attack(self, id: str, **settings: Any) -> Callable[..., Tensor]:
         """`attack(id, **settings)(target, x, y, rng, domain)` gives adversarial inputs `[n, ...]` within the threat.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vauban.parts.training import Step, fit, quiet_rng
+from vauban.parts.training import Batch, Step, fit, quiet_rng
 
 SMALLEST_PICTURE = 8
 
@@ -147,8 +147,8 @@ def imitation(answers: Tensor) -> Step:
     """The step of `fit` that learns answers of this kind."""
     loss = _value_loss if answers.dim() == 1 and answers.is_floating_point() else F.cross_entropy
 
-    def step(module: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        return loss(module(x), y)
+    def step(module: nn.Module, batch: Batch) -> Tensor:
+        return loss(module(batch.x), batch.y)
 
     return step
 

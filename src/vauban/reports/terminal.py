@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from collections import Counter
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
@@ -12,12 +13,14 @@ from rich.text import Text
 
 from vauban.reports.text import full, key, number, outcome, seconds, signed, title
 from vauban.reports.view import STATES, Warned, headline, view
-from vauban.schema.log import AuditLog, Comparison, Finding
+from vauban.schema.log import Attempt, AuditLog, Comparison, Finding
 
 TONES = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 WORDS = {"pass": "Passed", "fail": "Failed", "inconclusive": "No verdict"}
 SEVERITY = {"critical": "bold white on red", "high": "red", "medium": "yellow", "low": "green", "info": "cyan"}
 STATE = {"assessed": "green", "inconclusive": "yellow", "error": "red", "skipped": "dim", "not_applicable": "dim"}
+MANY = 4
+"""Checks that were not begun for the same reason share a line from that number on."""
 
 
 def render(log: AuditLog, width: int | None = None) -> str:
@@ -87,10 +90,24 @@ def _findings(findings: list[Finding]) -> Table:
 
 def _coverage(log: AuditLog) -> Table:
     table = _table("check", "state", "result or reason", "time")
+    many = {alike for alike, count in Counter(map(_alike, log.attempts)).items() if alike[1] and count >= MANY}
     for a in log.attempts:
-        m = key(a)
-        result = f"{title(m.name)} {full(m)}" if m is not None else a.reason
-        state = Text(a.state.replace("_", " "), style=STATE[a.state])
-        where = f"{a.check} {a.threat}" if a.threat and ":" in a.threat else a.check
-        table.add_row(Text(where), state, Text(result), Text(seconds(a.cost.seconds)))
+        if _alike(a) not in many:
+            m = key(a)
+            result = f"{title(m.name)} {full(m)}" if m is not None else a.reason
+            where = f"{a.check} {a.threat}" if a.threat and ":" in a.threat else a.check
+            table.add_row(Text(where), _state(a.state), Text(result), Text(seconds(a.cost.seconds)))
+    for state, reason in dict.fromkeys(map(_alike, log.attempts)):
+        if (state, reason) in many:
+            count = sum(_alike(a) == (state, reason) for a in log.attempts)
+            table.add_row(Text(f"{count} checks"), _state(state), Text(reason), Text(""))
     return table
+
+
+def _alike(a: Attempt) -> tuple[str, str]:
+    """What makes attempts one line: that none was begun, and why."""
+    return a.state, "" if key(a) is not None or a.cost.seconds else a.reason
+
+
+def _state(state: str) -> Text:
+    return Text(state.replace("_", " "), style=STATE[state])

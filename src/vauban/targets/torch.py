@@ -15,10 +15,10 @@ from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
 from vauban.core.target import Domain, OutputKind, Outputs, Recipe
-from vauban.parts.training import fit, quiet_rng, reset
+from vauban.parts.layout import memory_format, ordered
+from vauban.parts.training import Batch, fit, quiet_rng, reset
 from vauban.schema.access import Access
 from vauban.schema.errors import BadTarget
-from vauban.targets.layout import memory_format, ordered
 
 _ALWAYS = (
     Access.LABELS | Access.SCORES | Access.GRADIENTS | Access.WEIGHTS_READ | Access.WEIGHTS_WRITE | Access.ARTIFACT
@@ -63,8 +63,8 @@ class TorchRecipe:
         module = how.fresh(target.module, seed)
         device, dtype = placement(module)
 
-        def step(module: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-            return _loss(target.read(module(x)), y)
+        def step(module: nn.Module, batch: Batch) -> Tensor:
+            return _loss(target.read(module(batch.x)), batch.y)
 
         with _threads_for(module):
             fit(

@@ -17,7 +17,7 @@ from vauban.core.rng import Rng
 from vauban.core.target import OutputKind, Outputs, Recipe, Target
 from vauban.defences.common import Defended, Redone, TorchModel, around, loaded, placement, torch_backed, training_rows
 from vauban.parts.smoothing import Certificates, Smoothing
-from vauban.parts.training import fit, task_loss
+from vauban.parts.training import Batch, fit, task_loss
 from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
 from vauban.schema.errors import NotOffered
@@ -117,10 +117,10 @@ class RandomisedSmoothing:
         """The model trained on with noisy inputs; dropout and batch statistics as in any training."""
         device, _ = placement(model.module)
 
-        def step(module: nn.Module, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-            outputs = model.read(module(x + self.sigma * torch.randn_like(x)))
+        def step(module: nn.Module, batch: Batch) -> Tensor:
+            outputs = model.read(module(batch.x + self.sigma * torch.randn_like(batch.x)))
             logits = outputs.values.clamp_min(1e-7).log() if outputs.kind == "probabilities" else outputs.values
-            return task_loss(logits, y)
+            return task_loss(logits, batch.y)
 
         module = fit(
             model.clone(),

@@ -132,9 +132,9 @@ class DefensiveDistillation:
                 progress=progress,
             )
 
-        teacher = learn("teacher", lambda m, x, y, rows: F.cross_entropy(soft(m, x), y.to(device)), 0)
+        teacher = learn("teacher", lambda m, b: F.cross_entropy(soft(m, b.x), b.y.to(device)), 0)
         taught = row_batches(lambda rows: soft(teacher, x[rows]).softmax(1), len(x))
-        return learn("student", lambda m, x, y, rows: F.cross_entropy(soft(m, x), taught[rows].to(device)), self.epochs)
+        return learn("student", lambda m, b: F.cross_entropy(soft(m, b.x), taught[b.rows].to(device)), self.epochs)
 
 
 _BROKEN = (
