@@ -31,6 +31,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "preprocess.squeeze": {"bits": 2},
     "privacy.dp_sgd": {"epochs": 2, "batch_size": 16, "noise": 1.0, "accountant": "rdp"},
     "train.awp": {"epochs": 2, "steps": 2, "delay": 0.0},
+    "train.crown_ibp": {"epochs": 2},
     "train.fast": {"epochs": 2, "validation": 0.2},
     "train.free": {"epochs": 4, "replays": 2},
     "train.ibp": {"epochs": 2},

@@ -17,6 +17,7 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
         "preprocess.variation": "vauban.defences.preprocess.variation:TotalVariation",
         "privacy.dp_sgd": "vauban.defences.privacy.dp_sgd:DPSGD",
         "train.awp": "vauban.defences.train.awp:WeightPerturbation",
+        "train.crown_ibp": "vauban.defences.train.crown_ibp:CrownIBPTraining",
         "train.fast": "vauban.defences.train.fast:FastTraining",
         "train.free": "vauban.defences.train.free:FreeTraining",
         "train.ibp": "vauban.defences.train.ibp:IBPTraining",

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from vauban.defences.common import only_inputs, row_losses
 from vauban.defences.train.course import AdversarialTraining
 from vauban.defences.train.inner import Inner
-from vauban.parts.spans import lowest_gaps, through
+from vauban.parts.spans import Span, lowest_gaps, through
 from vauban.parts.training import Batch
 from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
@@ -77,21 +77,26 @@ class IBPTraining(AdversarialTraining):
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """The clean loss and that of the worst scores."""
         share = self.share * self.grown(batch)
-        gaps = self._gaps(inner, batch, self.wider * inner.radius)
+        gaps = self.gaps(inner, batch, self.wider * inner.radius)
         return ((1 - share) * row_losses(inner.answer(batch.x), batch.y) + share * (-gaps).logsumexp(1)).mean()
 
-    def _gaps(self, inner: Inner, batch: Batch, radius: float) -> Tensor:
+    def gaps(self, inner: Inner, batch: Batch, radius: float) -> Tensor:
+        """`[m, classes]`: the least that the label's score is above each other's, as far as intervals tell."""
+        return lowest_gaps(self.bounded(inner, batch, radius), batch.y)
+
+    def bounded(self, inner: Inner, batch: Batch, radius: float) -> Span:
+        """The scores for all inputs of the threat; raises NotOffered."""
         space = inner.space
         if space.name != "linf":
             raise NotOffered(f"{self.card.id} proves boxes, and the threat is in {space.name}: give one in linf.")
         low, high = (side.to(batch.x) for side in (space.low, space.high))
         box = (batch.x - radius).maximum(low), (batch.x + radius).minimum(high)
-        return lowest_gaps(through(inner.module, *box), batch.y)
+        return through(inner.module, *box)
 
     def judged(self, inner: Inner, batch: Batch) -> Tensor:
         """1 where the label is proved."""
         with only_inputs(inner.module), torch.no_grad():
-            gaps = self._gaps(inner, batch, inner.radius)
+            gaps = IBPTraining.gaps(self, inner, batch, inner.radius)
         others = gaps.masked_fill(F.one_hot(batch.y, gaps.shape[1]).bool(), torch.inf)
         return (others.amin(1) > 0).double()
 
