@@ -37,6 +37,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "train.ibp": {"epochs": 2},
     "train.mart": {"epochs": 2, "steps": 2},
     "train.multi": {"epochs": 2, "steps": 2, "norms": "l2:0.2"},
+    "train.noise": {"epochs": 2, "steps": 2, "copies": 2},
     "train.pgd": {"epochs": 2, "steps": 2},
     "train.trades": {"epochs": 2, "steps": 2},
 }

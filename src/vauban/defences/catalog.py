@@ -23,6 +23,7 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
         "train.ibp": "vauban.defences.train.ibp:IBPTraining",
         "train.mart": "vauban.defences.train.mart:MART",
         "train.multi": "vauban.defences.train.multi:SeveralNorms",
+        "train.noise": "vauban.defences.train.noise:NoiseTraining",
         "train.pgd": "vauban.defences.train.pgd:PGDTraining",
         "train.trades": "vauban.defences.train.trades:TRADES",
     },

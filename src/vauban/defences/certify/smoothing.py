@@ -16,8 +16,11 @@ from vauban.core.defence import Context, Hardened
 from vauban.core.rng import Rng
 from vauban.core.target import OutputKind, Outputs, Recipe, Target
 from vauban.defences.common import Defended, Redone, TorchModel, around, loaded, placement, torch_backed, training_rows
+from vauban.defences.preprocess.front import sides
+from vauban.defences.train.course import Drill
+from vauban.defences.train.noise import NoiseTraining
+from vauban.parts.projections import L2
 from vauban.parts.smoothing import Certificates, Smoothing
-from vauban.parts.training import Batch, fit, task_loss
 from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
 from vauban.schema.errors import NotOffered
@@ -34,7 +37,7 @@ class RandomisedSmoothing:
     gives for each input the class and the radius that hold with probability 1 - alpha, or abstains.
 
     A model that never saw noise loses much of its accuracy under it: with `epochs` it is first trained on with noisy
-    copies of the training rows. The adaptive attack averages the gradients of the copies' softmax (Salman et al. 2019,
+    copies of the training rows (`train.noise`), with `steps` at inputs that are moved against the vote first. The adaptive attack averages the gradients of the copies' softmax (Salman et al. 2019,
     arXiv:1906.04584, section 2.2); the new target's own gradients are these.
 
     Source: Cohen, Rosenfeld and Kolter 2019 (arXiv:1902.02918, section 3 and algorithm 1).
@@ -45,6 +48,9 @@ class RandomisedSmoothing:
         sigma: standard deviation of the noise, in input units.
         draws: noisy copies an answer; every answer costs as many passes.
         epochs: passes over the training rows with noise beforehand; 0 to leave the model as it is.
+        steps: gradient steps of the attack on the vote in this training (SmoothAdv); 0 for noise alone.
+        reach: how far that attack moves inputs in l2, in input units.
+        copies: noisy copies of each input in a step of this training.
         batch_size: rows a step of this training.
         rate: learning rate of Adam in this training.
     """
@@ -73,33 +79,41 @@ class RandomisedSmoothing:
     sigma: float = 0.25
     draws: int = 16
     epochs: int = 0
+    steps: int = 0
+    reach: float = 0.5
+    copies: int = 1
     batch_size: int = 64
     rate: float = 1e-3
 
     def __post_init__(self) -> None:
         if not 0 < self.sigma < float("inf"):
             raise ValueError(f"sigma is a standard deviation above 0, got {self.sigma}")
-        if self.draws < 1 or self.epochs < 0 or self.batch_size < 1 or not self.rate > 0:
-            raise ValueError("draws and batch_size must be at least 1, epochs at least 0, rate above 0")
+        if self.draws < 1 or self.epochs < 0:
+            raise ValueError(f"draws must be at least 1 and epochs at least 0, got {self.draws} and {self.epochs}")
+        if not self.reach > 0:
+            raise ValueError(f"reach must be above 0, got {self.reach}: set steps=0 for noise alone")
+        if self.epochs:
+            self._training()  # checks its own settings
 
     def __call__(self, target: Target, data: Data, rng: Rng, context: Context) -> Hardened:
         model = self._classifier(target)
-        noise = self._noise(model, data, rng)
+        noise, space = self._noise(model, data, rng), L2(*sides(model, data))
         if self.epochs:
             x, y = training_rows(model, data, self.card)
-            model = self._taught(model, x, y, rng.child("train").seed, context)
+            model = self._taught(model, x, y, int(rng.child("train").seed), space, context)
         facts = {"sigma": self.sigma, "draws": self.draws, "epochs": self.epochs}
+        facts |= {"steps": self.steps, "reach": self.reach} if self.epochs and self.steps else {}
         caveats = [
             f"The answers are votes of {self.draws} noisy copies; a certificate (certify) speaks of the vote without end "
             "and holds in l2 only."
         ]
         if not self.epochs:
             caveats.append("The model was not trained with noise here: set epochs if its clean accuracy fell.")
-        return Hardened(self._around(model, noise), facts, tuple(caveats))
+        return Hardened(self._around(model, noise, space), facts, tuple(caveats))
 
     def restore(self, target: Target, data: Data, state: Mapping[str, Tensor]) -> Target:
         model = self._classifier(target)
-        defended = self._around(model, self._noise(model, data, Rng(0)))
+        defended = self._around(model, self._noise(model, data, Rng(0)), L2(*sides(model, data)))
         return defended.around(loaded(defended.clone(), state), "")
 
     def _classifier(self, target: Target) -> TorchModel:
@@ -113,29 +127,20 @@ class RandomisedSmoothing:
         draws = torch.randn(self.draws, *data.shape, generator=rng.torch("noise"))
         return (draws * self.sigma).to(device, dtype)
 
-    def _taught(self, model: TorchModel, x: Tensor, y: Tensor, seed: int, context: Context | None) -> TorchModel:
+    def _training(self) -> NoiseTraining:
+        return NoiseTraining(
+            sigma=self.sigma, copies=self.copies, steps=self.steps, epochs=self.epochs, batch_size=self.batch_size,
+            rate=self.rate, ramp=0.0, schedule="constant",
+        )  # fmt: skip
+
+    def _taught(
+        self, model: TorchModel, x: Tensor, y: Tensor, seed: int, space: L2, context: Context | None = None
+    ) -> TorchModel:
         """The model trained on with noisy inputs; dropout and batch statistics as in any training."""
-        device, _ = placement(model.module)
+        drill = Drill(self._training(), model, space, self.reach, Rng(seed, len(x)))
+        return around(model, drill.run(model.clone(), x, y, seed, context).module, "")
 
-        def step(module: nn.Module, batch: Batch) -> Tensor:
-            outputs = model.read(module(batch.x + self.sigma * torch.randn_like(batch.x)))
-            logits = outputs.values.clamp_min(1e-7).log() if outputs.kind == "probabilities" else outputs.values
-            return task_loss(logits, batch.y)
-
-        module = fit(
-            model.clone(),
-            x.to(device),
-            y.to(device),
-            seed=seed,
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            rate=self.rate,
-            step=step,
-            progress=None if context is None else context.progress,
-        )
-        return around(model, module, "")
-
-    def _around(self, model: TorchModel, noise: Tensor) -> SmoothedTarget:
+    def _around(self, model: TorchModel, noise: Tensor, space: L2) -> SmoothedTarget:
         defended = _smoothed(model, noise, self.sigma)
         if model.recipe is None:
             return defended
@@ -144,7 +149,7 @@ class RandomisedSmoothing:
         def again(x: Tensor, y: Tensor, seed: int) -> Target:
             made = cast(TorchModel, plain.fit(x, y, seed))
             if self.epochs:
-                made = self._taught(made, x.to(placement(made.module)[1]), y, seed, None)
+                made = self._taught(made, x.to(placement(made.module)[1]), y, seed, space)
             return _smoothed(made, noise, self.sigma)
 
         return replace(defended, recipe=Redone(again))

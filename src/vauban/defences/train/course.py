@@ -168,7 +168,7 @@ class Drill:
     order: torch.memory_format = torch.preserve_format
     """Of inputs in memory."""
 
-    def run(self, module: nn.Module, x: Tensor, y: Tensor, seed: int, context: Context) -> Trained:
+    def run(self, module: nn.Module, x: Tensor, y: Tensor, seed: int, context: Context | None) -> Trained:
         count = round(self.how.validation * len(x))
         if self.how.validation and min(count, len(x) - count) < FEWEST:
             raise BadData(
@@ -182,6 +182,7 @@ class Drill:
             self.order = memory_format(module, x[:1].to(placement(module)[0]))
         if self.order == torch.channels_last:
             _laid(module, torch.channels_last)
+        name = self.how.card.name.lower()
         made = train(
             module,
             x[self.taught],
@@ -190,8 +191,8 @@ class Drill:
             self.how.course,
             seed,
             judge=(lambda net: self.judge(net, x[held], y[held], held)) if count else None,
-            store=context.store,
-            progress=lambda done, total: context.progress(done, total, self.how.card.name.lower()),
+            store=context.store if context else None,
+            progress=(lambda done, total: context.progress(done, total, name)) if context else None,
         )
         _laid(made.module, torch.contiguous_format)
         return made
