@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vauban.defences.preprocess.front import Cleansed
 from vauban.defences.preprocess.jpeg import Compressor
+from vauban.defences.preprocess.resize import Placement
 from vauban.defences.preprocess.variation import Smoother, divergence, slopes
 
 ZERO, ONE = torch.tensor(0.0), torch.tensor(1.0)
@@ -107,3 +109,46 @@ def test_edges_stay_and_noise_goes() -> None:
     for half in (slice(0, 8), slice(8, 16)):
         assert float(smooth[..., half].std()) < 0.3 * float(noisy[..., half].std())
     assert float((smooth[..., 8] - smooth[..., 7]).min()) > 0.8
+
+
+def placement() -> Placement:
+    return Placement(torch.tensor([[6, 5, 2, 1], [8, 8, 0, 0], [7, 8, 0, 0], [5, 5, 3, 3]]), torch.tensor(-1.0))
+
+
+def test_a_picture_is_laid_where_its_pattern_says() -> None:
+    plain = torch.full((1, 2, 8, 8), 0.5)
+    room, whole, *_ = placement().views(plain)
+    assert torch.equal(whole, plain)
+    assert torch.equal(room[0, :, 2:8, 1:6], plain[0, :, :6, :5])
+    assert int((room == -1).sum()) == 2 * (64 - 30)
+    ramp = torch.arange(8.0).expand(1, 1, 8, 8)
+    small = list(placement().views(ramp))[3][0, 0, 3:8, 3:8]
+    torch.testing.assert_close(small[0], (torch.arange(5) + 0.5) * 8 / 5 - 0.5)
+
+
+def test_pictures_pick_their_pattern_alone_and_all_are_picked() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, cleanser = torch.rand(400, 1, 8, 8, generator=g), placement()
+    together = cleanser(x)
+    assert torch.equal(together[37:38], cleanser(x[37:38]))
+    views = torch.stack(list(cleanser.views(x)))
+    which = (views == together).flatten(2).all(2).double().argmax(0)
+    assert torch.equal(views[which, torch.arange(400)], together)
+    assert bool((which.bincount(minlength=4) > 60).all())
+    nudged = cleanser(x + 1e-6)
+    moved = ((nudged - together).abs().flatten(1).amax(1) > 0.01).double().mean()
+    assert 0.5 < float(moved) < 0.95
+
+
+def test_the_soft_slope_of_a_random_placement_is_the_mean_over_all() -> None:
+    g = torch.Generator().manual_seed(0)
+    x, cleanser = torch.rand(3, 1, 8, 8, generator=g), placement()
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 2))
+    leaf = x.clone().requires_grad_(True)
+    answer = Cleansed(cleanser, model, soft=True)(leaf)
+    assert torch.equal(answer, Cleansed(cleanser, model)(x))
+    (slope,) = torch.autograd.grad(answer[:, 0].sum(), leaf)
+    mean = torch.stack([model(z)[:, 0] for z in cleanser.views(leaf)]).mean(0)
+    (expected,) = torch.autograd.grad(mean.sum(), leaf)
+    torch.testing.assert_close(slope, expected)

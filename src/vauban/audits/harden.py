@@ -4,6 +4,7 @@ The run folder is that of the audit after; the audit before lies in `before/`, t
 
     DIR/hardening.json     what this folder is: which defence of which model
     DIR/training.safetensors  while the defence trains: all that its next epoch depends on
+    DIR/trials.json        where the defence was chosen by experiment: the trials and the choice
     DIR/before/            a run folder of its own
     DIR/model.safetensors  the weights of the defended model
     DIR/model.json         facts about it, and how to load it
@@ -27,7 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
+from vauban.audits.choose import AUTO, Auto, choose, spent
 from vauban.audits.compare import compare
+from vauban.audits.fitting import unfit
 from vauban.audits.machine import version
 from vauban.audits.plan import Request, default_threats
 from vauban.audits.progress import Quiet, Watcher
@@ -39,10 +42,9 @@ from vauban.core.rng import Rng, derive_seed
 from vauban.core.target import Target, TorchBacked
 from vauban.defences.catalog import DEFENCES
 from vauban.engine.context import HouseContext
-from vauban.engine.gate import offered
 from vauban.schema.cards import DefenceCard
 from vauban.schema.errors import CorruptFile, NotOffered, RunFolder
-from vauban.schema.log import AuditLog, Comparison, Curve
+from vauban.schema.log import AuditLog, Choice, Comparison, Curve
 from vauban.schema.threat import ThreatModel
 
 MARK, WEIGHTS, FACTS, BEFORE = "hardening.json", "model.safetensors", "model.json", "before"
@@ -68,7 +70,7 @@ def harden(request: Request, defence: str, out: Path | str | None, watcher: Watc
     Args:
         request: the audit that is made before and after; the defence's own settings stand in `settings[defence]`, and
             its first threat is the one that the defence trains against.
-        defence: id of a defence.
+        defence: id of a defence, or `auto` for a choice by experiment (`audits.choose`).
         out: the run folder, new or of the same hardening, which is then resumed; None keeps nothing on disk.
         watcher: told what happens.
 
@@ -81,17 +83,27 @@ def harden(request: Request, defence: str, out: Path | str | None, watcher: Watc
         return _harden(request, defence, Path(folder), watcher or Quiet())
 
 
-def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
-    method: Defence = configure(DEFENCES.load(id), dict(request.settings.get(id, {})))
-    card, identity_settings = method.card, dict(request.settings.get(id, {}))
+def _harden(request: Request, defence: str, folder: Path, watcher: Watcher) -> After:
+    asked = dict(request.settings.get(defence, {}))
+    plain = prepare(replace(request, settings={k: v for k, v in request.settings.items() if k != defence}))
+    threat = _threat(request, plain)
+    identity = _identity(plain, defence, asked, threat)
+    claim = partial(_claim, folder, identity)
+    choice: Choice | None = None
+    if defence == AUTO:
+        auto = configure(Auto, asked)
+        _look(folder, identity)
+        claim()
+        choice = choose(auto, plain, threat, folder, watcher)
+        defence, request = choice.defence, _decided(request, choice)
+    settings = dict(request.settings.get(defence, {}))
+    method: Defence = configure(DEFENCES.load(defence), settings)
+    card = method.card
     request = knowing(request, card)
     ready = prepare(request)
-    threat = _threat(request, ready)
     _refuse(card, ready)
-    identity = _identity(ready, id, identity_settings, threat)
     _look(folder, identity)
     # Defended first: what makes the defence impossible is told at once, not after an audit.
-    claim = partial(_claim, folder, identity)
     made = _made(method, ready, threat, folder, watcher, claim)
     claim()
     _keep(made, card, ready, folder)
@@ -99,14 +111,20 @@ def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
     watcher.note(f"before: {ready.case.target.id}")
     before = carry_out(ready, folder / BEFORE, watcher)
     watcher.note(f"after: {made.target.id}")
-    options = _again(request, identity_settings)
+    options = _again(request, settings)
     again = prepare(replace(request, target=made.target, defence=card.id, options=options))
     log = carry_out(again, folder, watcher)
-    comparison = _compared(before, log, card, made, _answers(ready, again))
+    comparison = _compared(before, log, card, made, _answers(ready, again)).model_copy(update={"choice": choice})
     log = log.model_copy(update={"before_after": comparison})
     with guarded(folder):
         write_reports(log, folder, request)
     return After(made.target, comparison, log, before, made.facts)
+
+
+def _decided(request: Request, choice: Choice) -> Request:
+    """The request as if the chosen defence had been named, and with the time that is left."""
+    others = {k: v for k, v in request.settings.items() if k != AUTO}
+    return replace(request, settings={**others, choice.defence: choice.settings}, time_limit=spent(request.time_limit))
 
 
 def knowing(request: Request, card: DefenceCard) -> Request:
@@ -136,17 +154,9 @@ def _again(request: Request, settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _refuse(card: DefenceCard, ready: Ready) -> None:
     """Raise NotOffered where the card already says that the defence cannot be used here."""
-    case = ready.case
-    if case.domain.task not in card.tasks:
-        raise NotOffered(f"{card.id} is made for {' and '.join(card.tasks)}, and this is a {case.domain.task}.")
-    if card.modalities and case.domain.kind not in card.modalities:
-        raise NotOffered(f"{card.id} is made for {' and '.join(card.modalities)} data, and this is {case.domain.kind}.")
-    missing = card.needs & ~offered(case)
-    if missing:
-        raise NotOffered(
-            f"{card.id} needs {', '.join(missing.words())}, which {case.target.id} with this data does not offer: give the "
-            "model as a PyTorch module (a state dict with --factory) together with its training rows."
-        )
+    reason = unfit(card, ready)
+    if reason:
+        raise NotOffered(reason)
 
 
 def _identity(ready: Ready, id: str, settings: Mapping[str, Any], threat: ThreatModel) -> dict[str, Any]:

@@ -117,9 +117,10 @@ def price(id: str) -> dict[str, int]:
 
 
 def _defences() -> list[dict[str, Any]]:
+    from vauban.audits.choose import CHOICES
     from vauban.defences.catalog import DEFENCES
 
-    return _loaded(DEFENCES)
+    return [*_loaded(DEFENCES), *_loaded(CHOICES)]
 
 
 def _rules() -> list[dict[str, Any]]:
@@ -166,10 +167,11 @@ def known_ids() -> list[str]:
 
 def _catalogues() -> list[tuple[str, Any]]:
     from vauban.attacks.catalog import ATTACKS
+    from vauban.audits.choose import CHOICES
     from vauban.defences.catalog import DEFENCES
     from vauban.rules.catalog import RULES
 
-    return [("attack", ATTACKS), ("defence", DEFENCES), ("rule", RULES)]
+    return [("attack", ATTACKS), ("defence", DEFENCES), ("defence", CHOICES), ("rule", RULES)]
 
 
 def _catalogued(id: str) -> dict[str, Any] | None:

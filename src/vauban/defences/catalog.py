@@ -13,6 +13,7 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
         "distill.defensive": "vauban.defences.distill.defensive:DefensiveDistillation",
         "preprocess.denoise": "vauban.defences.preprocess.denoise:Denoising",
         "preprocess.jpeg": "vauban.defences.preprocess.jpeg:JPEG",
+        "preprocess.resize": "vauban.defences.preprocess.resize:RandomResize",
         "preprocess.squeeze": "vauban.defences.preprocess.squeeze:Squeeze",
         "preprocess.variation": "vauban.defences.preprocess.variation:TotalVariation",
         "privacy.dp_sgd": "vauban.defences.privacy.dp_sgd:DPSGD",

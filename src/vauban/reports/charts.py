@@ -61,7 +61,7 @@ def chart(curve: Curve, standalone: bool = False) -> str:
     legend, extra = _legend(series)
     parts = [*_grid(curve, x, y)]
     for index, line in enumerate(series):
-        parts += [_band(line, index, x, y), *_line(line, index, x, y, curve.shape == "steps")]
+        parts += [_band(line, index, x, y), *_DRAWN[curve.shape](line, index, x, y)]
     height = TOP + PLOT + extra
     style = f"<style>{STYLE}{RULES}</style>" if standalone else ""
     title = escape(curve.title or curve.id)
@@ -156,7 +156,7 @@ def _grid(curve: Curve, x: Axis, y: Axis) -> Iterable[str]:
     )
 
 
-def _line(series: Series, index: int, x: Axis, y: Axis, steps: bool) -> Iterable[str]:
+def _line(series: Series, index: int, x: Axis, y: Axis, steps: bool = False) -> Iterable[str]:
     points = [(x.at(a), y.at(b)) if b is not None and math.isfinite(b) else None for a, b in _pairs(series.x, series.y)]
     path, pen = [], "M"
     for point in points:
@@ -167,6 +167,31 @@ def _line(series: Series, index: int, x: Axis, y: Axis, steps: bool) -> Iterable
     yield f'<path class="line s{index}"{dash} d="{"".join(path)}"/>'
     if len(points) <= 16 and not steps:
         yield from (f'<circle class="f{index}" cx="{p[0]}" cy="{p[1]}" r="3"/>' for p in points if p)
+
+
+def _steps(series: Series, index: int, x: Axis, y: Axis) -> Iterable[str]:
+    return _line(series, index, x, y, steps=True)
+
+
+def _points(series: Series, index: int, x: Axis, y: Axis) -> Iterable[str]:
+    """Marks alone, with their names on the side where there is room."""
+    for place, (a, b) in enumerate(_pairs(series.x, series.y)):
+        if b is None or not math.isfinite(b):
+            continue
+        at, up = x.at(a), y.at(b)
+        name = series.names[place] if series.names and place < len(series.names) else ""
+        left = at > (x.start + x.end) / 2
+        yield (
+            f'<circle class="f{index}" cx="{at}" cy="{up}" r="{5 - index}"/>'
+            if index < 2
+            else (f'<rect class="f{index}" x="{at - 5}" y="{up - 5}" width="10" height="10"/>')
+        )
+        if name:
+            side = 'text-anchor="end"' if left else ""
+            yield f'<text class="name small" x="{at - 8 if left else at + 8}" y="{up + 4}" {side}>{escape(name)}</text>'
+
+
+_DRAWN = {"line": _line, "steps": _steps, "points": _points}
 
 
 def _band(series: Series, index: int, x: Axis, y: Axis) -> str:

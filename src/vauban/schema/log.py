@@ -42,6 +42,8 @@ class Series(Frozen):
     label: str
     x: list[float]
     y: list[float | None]
+    names: list[str] | None = None
+    """What each point is called, where that is shown."""
     low: list[float | None] | None = None
     high: list[float | None] | None = None
 
@@ -56,8 +58,8 @@ class Curve(Frozen):
     x_scale: Literal["linear", "log"] = "linear"
     y_scale: Literal["linear", "log"] = "linear"
     series: list[Series]
-    shape: Literal["line", "steps"] = "line"
-    """`steps`: a count that jumps at each point and holds until the next."""
+    shape: Literal["line", "steps", "points"] = "line"
+    """`steps`: a count that jumps at each point and holds until the next. `points`: no line between them."""
     reading: str = ""
     """One plain sentence: how to read it and what it shows."""
 
@@ -225,6 +227,44 @@ class Change(Frozen):
     """How the interval was made: paired over the same samples, or of independent rates."""
 
 
+class Trial(Frozen):
+    """One defence tried for a while, judged on training rows kept from it. All rates are in [0, 1]."""
+
+    defence: str
+    """Its id; empty for the model as it was given."""
+    round: int
+    """From 1; 0 for the model as it was given."""
+    epochs: int | None = None
+    rows: int
+    """Trained on."""
+    clean: float | None = None
+    robust: float | None = None
+    certified: float | None = None
+    outcomes: str = ""
+    """As in `Attempt`, of the rows kept aside."""
+    training_seconds: float = 0.0
+    judging_seconds: float = 0.0
+    failed: str = ""
+    """Why it could not be tried."""
+
+
+class Choice(Frozen):
+    """Which defence was chosen by experiment, and why."""
+
+    defence: str
+    settings: dict[str, Any]
+    runner_up: str = ""
+    reasons: list[str]
+    """Whole sentences: why this one, and what it would take to do better."""
+    judge: str
+    """The attack that judged."""
+    rows: int
+    """Kept aside to judge on."""
+    trials: list[Trial]
+    curve: Curve
+    """Accuracy under attack against accuracy on clean inputs."""
+
+
 class Comparison(Frozen):
     """Two audits of the same samples side by side."""
 
@@ -239,6 +279,8 @@ class Comparison(Frozen):
     """The one to show first leads."""
     caveats: list[str] = Field(default_factory=list)
     facts: dict[str, Any] = Field(default_factory=dict)
+    choice: Choice | None = None
+    """How the defence was chosen, where it was not named."""
 
 
 class AuditLog(Frozen):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -72,16 +72,41 @@ class Through(torch.autograd.Function):
         return grads[0], None
 
 
+@runtime_checkable
+class Many(Protocol):
+    """A cleanser that changes an input in one of several ways."""
+
+    def views(self, x: Tensor) -> Iterator[Tensor]:
+        """The input changed in each of them."""
+        ...
+
+
 class Cleansed(nn.Module):
-    """A cleanser in front of a model; `soft` passes gradients straight through the cleanser."""
+    """A cleanser in front of a model; `soft` passes gradients straight through the cleanser, or the mean of all its ways."""
 
     def __init__(self, cleanser: nn.Module, model: nn.Module, soft: bool = False) -> None:
         super().__init__()
         self.cleanser, self.model, self.soft = cleanser, model, soft
 
     def forward(self, x: Tensor) -> Any:
+        if self.soft and isinstance(self.cleanser, Many):
+            return self._mean_slope(x, self.cleanser)
         z: Tensor = Through.apply(x, self.cleanser) if self.soft else self.cleanser(x)
         return self.model(z.clone())  # it may begin with a layer that works in place
+
+    def _mean_slope(self, x: Tensor, cleanser: Many) -> Tensor:
+        """The model's answer; its gradient is that of the mean over the ways, for the next input goes another one."""
+        picked = raw(self.model(self.cleanser(x)))
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return picked
+        mean = torch.stack([raw(self.model(z)) for z in cleanser.views(x)]).mean(0)
+        return picked.detach() + (mean - mean.detach())
+
+
+def raw(answer: Any) -> Tensor:
+    """The tensor in what a module returned."""
+    values: Tensor = getattr(answer, "logits", answer)
+    return values
 
 
 @dataclass(frozen=True, eq=False)
