@@ -27,6 +27,7 @@ from vauban.targets.torch import TorchTarget, Training
 QUICK: dict[str, dict[str, Any]] = {
     "certify.smoothing": {"draws": 4, "sigma": 0.1},
     "distill.defensive": {"epochs": 2},
+    "distill.robust": {"epochs": 2, "steps": 2, "teaching": 2},
     "preprocess.denoise": {"epochs": 2, "width": 4},
     "preprocess.squeeze": {"bits": 2},
     "privacy.dp_sgd": {"epochs": 2, "batch_size": 16, "noise": 1.0, "accountant": "rdp"},

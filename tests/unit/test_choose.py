@@ -130,7 +130,7 @@ def test_accuracy_on_clean_inputs_comes_first_then_robustness_then_cost(tmp_path
     base = Trial(defence="", round=0, rows=0, clean=0.9, robust=0.1)
     trials = {
         "robust but useless": Trial(defence="a", round=1, rows=9, clean=0.5, robust=0.45, training_seconds=1),
-        "slow": Trial(defence="b", round=1, rows=9, clean=0.86, robust=0.4, training_seconds=9),
+        "slow": Trial(defence="b", round=1, rows=9, clean=0.85, robust=0.4, training_seconds=9),
         "quick": Trial(defence="c", round=1, rows=9, clean=0.85, robust=0.4, training_seconds=2),
         "weak": Trial(defence="d", round=1, rows=9, clean=0.95, robust=0.3, training_seconds=1),
     }

@@ -202,10 +202,10 @@ class _Contest:
             curve=_curve(self.record.trials, best),
         )
 
-    def _rank(self, trial: Trial, base: Trial) -> tuple[bool, float, float]:
-        """Kept enough of the accuracy; rows held; and of equals the one that costs less."""
+    def _rank(self, trial: Trial, base: Trial) -> tuple[bool, float, float, float, float]:
+        """Kept enough of the accuracy; rows held; and of equals the more accurate one, the one that proves more, the cheaper one."""
         kept = (trial.clean or 0.0) >= (base.clean or 0.0) - self.how.allowed - 1e-9
-        return kept, trial.robust or 0.0, -trial.training_seconds
+        return kept, trial.robust or 0.0, trial.clean or 0.0, trial.certified or 0.0, -trial.training_seconds
 
     def _dropped(self, best: Trial, base: Trial) -> Trial | None:
         """The best of those that were left behind."""

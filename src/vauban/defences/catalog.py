@@ -11,6 +11,7 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
     {
         "certify.smoothing": "vauban.defences.certify.smoothing:RandomisedSmoothing",
         "distill.defensive": "vauban.defences.distill.defensive:DefensiveDistillation",
+        "distill.robust": "vauban.defences.distill.robust:RobustDistillation",
         "preprocess.denoise": "vauban.defences.preprocess.denoise:Denoising",
         "preprocess.jpeg": "vauban.defences.preprocess.jpeg:JPEG",
         "preprocess.resize": "vauban.defences.preprocess.resize:RandomResize",

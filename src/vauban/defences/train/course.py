@@ -83,6 +83,10 @@ class AdversarialTraining(ABC):
         """Share of its full size that the radius has at this batch."""
         return min(1.0, batch.share / self.ramp) if self.ramp else 1.0
 
+    def memory(self, context: Context | None) -> dict[str, Tensor]:
+        """What the method knows before its first batch."""
+        return {}
+
     @property
     def course(self) -> Course:
         return Course(
@@ -102,7 +106,7 @@ class AdversarialTraining(ABC):
         x, y = training_rows(model, data, self.card)
         seed = int(rng.child("train").seed)
         module = fresh(model, seed, self.card) if self.from_scratch else model.clone()
-        drill = Drill(self, model, space, radius, Rng(seed, len(x)))
+        drill = Drill(self, model, space, radius, Rng(seed, len(x)), self.memory(context))
         made = drill.run(module, x, y, seed, context)
         facts: dict[str, Any] = {
             "space": space.name,
