@@ -42,7 +42,7 @@ def section(cls: Any) -> str:
     if cls.__doc__ and dataclasses.is_dataclass(cls) and not cls.__doc__.startswith(f"{cls.__name__}("):
         parts.append(_arguments(inspect.cleandoc(cls.__doc__)))
     facts = [f"- {label}: {', '.join(told[key])}" for key, label in LISTS.items() if told.get(key)]
-    facts += _costs(cls) if hasattr(cls, "price") else []
+    facts += _costs(cls) if hasattr(cls, "price") else _before_after(card.id)
     parts += ["\n".join(facts)] if facts else []
     parts += [
         f"{label}: {told[key]}"
@@ -72,6 +72,30 @@ def _costs(cls: Any) -> list[str]:
     elif cls.card.id.startswith("evasion."):
         lines.append(f"- Known optimum on linear models: none, for it {_apart(cls.card)}")
     return lines
+
+
+def _before_after(name: str) -> list[str]:
+    """What a defence changed on a small model, and what it cost, where that was measured."""
+    path = RESULTS / "defences.json"
+    row = json.loads(path.read_text(encoding="utf-8"))["results"].get(name) if path.exists() else None
+    if row is None:
+        return []
+    words = {"clean": "clean", "robust": "under attack", "certified": "proved", "membership_auc": "membership AUC"}
+    told = "; ".join(f"{word} {_change(row[key], key)}" for key, word in words.items() if row.get(key))
+    return [
+        f"- Before and after (`bench/defences.py`: {row['model']}, {row['threat']}, {row['samples']} samples): {told}",
+        f"- Cost there: {row['defending_seconds']:.0f} s to defend, an answer takes {row['x_answer']:.2f} times as long",
+    ]
+
+
+def _change(pair: dict[str, Any], key: str) -> str:
+    """`44.5 → 78.5 % (+28.1 to +39.5)`: the interval of the difference in brackets."""
+    scale, unit, digits = (1, "", 3) if key == "membership_auc" else (100, " %", 1)
+    first, second = (f"{scale * pair[when]:.{digits}f}" for when in ("before", "after"))
+    between = (
+        "" if pair["low"] is None else f" ({scale * pair['low']:+.{digits}f} to {scale * pair['high']:+.{digits}f})"
+    )
+    return f"{first} → {second}{unit}{between}"
 
 
 def _apart(card: Any) -> str:

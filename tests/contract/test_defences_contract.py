@@ -25,6 +25,7 @@ from vauban.schema.errors import BadData, BadOption, NotOffered
 from vauban.targets.torch import TorchTarget, Training
 
 QUICK: dict[str, dict[str, Any]] = {
+    "certify.bands": {"band": 2, "epochs": 2},
     "certify.smoothing": {"draws": 4, "sigma": 0.1},
     "distill.defensive": {"epochs": 2},
     "distill.robust": {"epochs": 2, "steps": 2, "teaching": 2},

@@ -9,6 +9,7 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
     "defence",
     "vauban.defences",
     {
+        "certify.bands": "vauban.defences.certify.bands:BandSmoothing",
         "certify.smoothing": "vauban.defences.certify.smoothing:RandomisedSmoothing",
         "distill.defensive": "vauban.defences.distill.defensive:DefensiveDistillation",
         "distill.robust": "vauban.defences.distill.robust:RobustDistillation",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vauban.core.data import Data
 from vauban.core.defence import Context, Hardened
 from vauban.core.rng import Rng
-from vauban.core.target import OutputKind, Outputs, Recipe, Target
+from vauban.core.target import Outputs, Recipe, Target
+from vauban.defences.certify.voting import Reader, Voting, reader
 from vauban.defences.common import Defended, Redone, TorchModel, around, loaded, placement, torch_backed, training_rows
 from vauban.defences.preprocess.front import sides
 from vauban.defences.train.course import Drill
@@ -155,44 +154,22 @@ class RandomisedSmoothing:
         return replace(defended, recipe=Redone(again))
 
 
-class Smoothed(nn.Module):
-    """The vote of a model over noise patterns `[draws, ...]`; its gradient is that of the mean softmax.
-
-    Shares of the votes are mixed with the mean softmax at one part in draws + 1: too little to overturn a vote, enough to
-    break ties and to keep every logarithm finite.
-    """
+class Smoothed(Voting):
+    """The vote of a model over noise patterns `[draws, ...]`."""
 
     noise: Tensor
 
-    def __init__(self, model: nn.Module, noise: Tensor, read: _Reader) -> None:
-        super().__init__()
-        self.model, self.read = model, read
+    def __init__(self, model: nn.Module, noise: Tensor, read: Reader) -> None:
+        super().__init__(model, read)
         self.register_buffer("noise", noise.clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        logs = torch.stack([self._logs(x, pattern) for pattern in self.noise])
-        mean = logs.logsumexp(0) - math.log(len(logs))
-        soft = mean.exp()
-        votes = logs.detach().argmax(2).T
-        counts = torch.zeros_like(mean).scatter_add_(1, votes, torch.ones_like(votes, dtype=mean.dtype))
-        mixed = (counts + soft.detach()) / (len(logs) + 1)
-        kept = mixed if self.read.kind == "probabilities" else mixed.log()
-        slope = soft if self.read.kind == "probabilities" else mean
-        return (kept + (slope - slope.detach())).to(x.dtype)
+    @property
+    def copies(self) -> int:
+        return len(self.noise)
 
-    def _logs(self, x: Tensor, pattern: Tensor) -> Tensor:
-        """Logarithms `[n, classes]` of the probabilities that one copy is given."""
-        if not (torch.is_grad_enabled() and x.requires_grad):
-            return self._one(x, pattern)
-        # activations of one copy at a time are kept, however many copies there are
-        logs: Tensor = checkpoint(self._one, x, pattern, use_reentrant=False, preserve_rng_state=False)
-        return logs
-
-    def _one(self, x: Tensor, pattern: Tensor) -> Tensor:
-        outputs = self.read(self.model(x + pattern))
-        # in float64, whose last bits do not depend on a row's place in the batch once they are rounded away
-        values = outputs.values.double()
-        return values.clamp_min(1e-12).log() if outputs.kind == "probabilities" else values.log_softmax(1)
+    def copy(self, x: Tensor, k: int) -> Tensor:
+        """With the noise of that number."""
+        return x + self.noise[k]
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,21 +195,6 @@ class SmoothedTarget(Defended):
         return Smoothing(sigma=self.sigma, **settings)(self.base, x, rng)
 
 
-class _Reader:
-    """How a target reads what its module returns; shared by copies of the module, which must not copy a target."""
-
-    def __init__(self, model: TorchModel, kind: OutputKind) -> None:
-        self.target, self.kind = around(model, nn.Identity(), ""), kind
-
-    def __call__(self, raw: object) -> Outputs:
-        return self.target.read(raw)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Reader:
-        return self
-
-
 def _smoothed(model: TorchModel, noise: Tensor, sigma: float) -> SmoothedTarget:
-    with torch.no_grad():
-        kind = model.forward(torch.zeros_like(noise[:1])).kind
-    module = Smoothed(model.clone(), noise, _Reader(model, kind)).eval()
+    module = Smoothed(model.clone(), noise, reader(model, torch.zeros_like(noise[:1]))).eval()
     return SmoothedTarget(around(model, module, "+certify.smoothing"), None, sigma)

@@ -1,0 +1,127 @@
+"""Every defence on a small model: accuracy before and after, clean and under attacks that know it, and what it costs.
+
+    python bench/defences.py [--only train.pgd,preprocess.jpeg] [--samples 300]
+
+The model is `demo:digits-cnn` on `demo:digits` at linf:0.1 unless CASES says otherwise; a defence that trains from fresh weights
+is also given the training rows alone. What is printed is what `vauban harden` prints: the worst over all evasion attacks of the standard
+profile's cascade and those that the card names, on the same samples and seeds. Results gather in results/defences.json, one entry
+a defence; docs/defences.md quotes them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import common
+import torch
+
+import vauban
+from vauban.api import as_data, as_target
+from vauban.defences.catalog import DEFENCES
+from vauban.schema.log import Comparison
+
+SHOWN = {
+    "evasion.clean_accuracy": "clean",
+    "evasion.robust_accuracy": "robust",
+    "evasion.certified_accuracy": "certified",
+    "leakage.membership.auc": "membership_auc",
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """On what a defence is shown."""
+
+    model: str = "demo:digits-cnn"
+    data: str = "demo:digits"
+    threat: str = "linf:0.1"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    include: tuple[str, ...] = ("evasion.cascade",)
+
+
+CASES = {
+    "certify.smoothing": Case(threat="l2:0.5", settings={"epochs": 20}),
+    "privacy.dp_sgd": Case(include=("evasion.cascade", "leakage.loss_threshold", "leakage.lira")),
+    "train.noise": Case(threat="l2:0.5"),
+}
+
+
+def shown(comparison: Comparison) -> dict[str, Any]:
+    """The headline's numbers, before and after."""
+    found: dict[str, Any] = {}
+    for change in comparison.headline:
+        if change.name in SHOWN:
+            found[SHOWN[change.name]] = {
+                "before": change.before, "after": change.after, "low": change.low, "high": change.high
+            }  # fmt: skip
+    return found
+
+
+def seconds_an_answer(target: Any, x: torch.Tensor) -> float:
+    with torch.no_grad():
+        target.forward(x[:64])
+        started = time.perf_counter()
+        for _ in range(3):
+            target.forward(x)
+    return (time.perf_counter() - started) / 3
+
+
+class Clock:
+    """A watcher that keeps the time between the words of a hardening."""
+
+    def __init__(self) -> None:
+        self.notes: list[tuple[float, str]] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append((time.perf_counter(), text))
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+    @property
+    def defending(self) -> float:
+        """Seconds from the beginning of the defence to the audit before."""
+        start = next(at for at, text in self.notes if text.startswith("defending"))
+        return next(at for at, text in self.notes if text.startswith("before")) - start
+
+
+def row(name: str, samples: int) -> dict[str, Any]:
+    case, clock = CASES.get(name, Case()), Clock()
+    target, data = as_target(case.model), as_data(case.data)
+    after = vauban.harden(
+        target, data, defence=name, threat=case.threat, watcher=clock, samples=samples, formats=(),
+        settings={name: dict(case.settings)}, include=list(case.include),
+    )  # fmt: skip
+    x = data.x_test[:256]
+    return {
+        "model": case.model, "data": case.data, "threat": case.threat, "samples": samples,
+        "settings": dict(case.settings), "adaptive": after.comparison.adaptive, **shown(after.comparison),
+        "defending_seconds": round(clock.defending, 1),
+        "x_answer": round(seconds_an_answer(after.target, x) / seconds_an_answer(target, x), 2),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="")
+    parser.add_argument("--samples", type=int, default=300)
+    parser.add_argument("--threads", type=int, default=2)
+    asked = parser.parse_args()
+    torch.set_num_threads(asked.threads)
+    for name in asked.only.split(",") if asked.only else DEFENCES.ids():
+        made = row(name, asked.samples)
+        common.update("defences", name, made)
+        robust, clean = made.get("robust", {}), made.get("clean", {})
+        print(
+            f"{name:24} clean {clean.get('before')} -> {clean.get('after')}  under attack {robust.get('before')} -> "
+            f"{robust.get('after')}  {made['defending_seconds']} s, an answer {made['x_answer']} x",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
