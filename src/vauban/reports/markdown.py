@@ -52,7 +52,9 @@ class Markdown:
             f"| {t('Measured')} | {t('Threat')} | {t('Before')} | {t('After')} | {t('Change')} | |",
             "|---|---|---:|---:|---:|---|",
         ]
-        return [f"### {t('Before and after')}", "", *head, *rows, ""]
+        chosen = comparison.choice
+        why = [f"{t('How the defence was chosen')}: {escape(' '.join(chosen.reasons))}", ""] if chosen else []
+        return [f"### {t('Before and after')}", "", *head, *rows, "", *why]
 
     def _findings(self, findings: list[Finding]) -> list[str]:
         t = self.t

@@ -48,6 +48,12 @@ def summary(log: AuditLog) -> RenderableType:
         parts.append(_warned(seen.warned))
     if log.before_after is not None:
         parts.append(_compared(log.before_after))
+        chosen = log.before_after.choice
+        parts += (
+            [Text(f"chosen: {chosen.defence}"), *(Text(f"  {r}", style="dim") for r in chosen.reasons)]
+            if chosen
+            else []
+        )
     if seen.open:
         parts.append(_findings([item.finding for item in seen.open]))
     parts.append(_coverage(log))

@@ -227,6 +227,20 @@ class Change(Frozen):
     """How the interval was made: paired over the same samples, or of independent rates."""
 
 
+class Slice(Frozen):
+    """Accuracy of a part of the samples, clean and under attack, before and after; rates in [0, 1]."""
+
+    name: str
+    n: int
+    clean_before: float
+    clean_after: float
+    robust_before: float
+    robust_after: float
+    low: float
+    """Of the change under attack, 95 %."""
+    high: float
+
+
 class Trial(Frozen):
     """One defence tried for a while, judged on training rows kept from it. All rates are in [0, 1]."""
 
@@ -281,6 +295,7 @@ class Comparison(Frozen):
     facts: dict[str, Any] = Field(default_factory=dict)
     choice: Choice | None = None
     """How the defence was chosen, where it was not named."""
+    slices: list[Slice] = Field(default_factory=list)
 
 
 class AuditLog(Frozen):
