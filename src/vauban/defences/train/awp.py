@@ -79,7 +79,7 @@ class WeightPerturbation(AdversarialTraining):
         if batch.share <= self.delay:
             return row_losses(inner.answer(z), batch.y).mean()
         moved = self._moved(inner, z, batch.y)
-        return row_losses(inner.target.read(functional_call(inner.module, moved, (z.clone(),))), batch.y).mean()
+        return row_losses(inner.read(functional_call(inner.module, moved, (z.clone(),))), batch.y).mean()
 
     def _moved(self, inner: Inner, z: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The matrices one step up the loss; differentiable with respect to the weights as they are."""

@@ -70,16 +70,16 @@ class FreeTraining(AdversarialTraining):
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """That of the inputs as the passes before have changed them."""
         frame, places = inner.frame(batch)
-        z = inner.space.within(frame.start, inner.radius)(frame.start + self._change(inner, frame.start))
-        inner.memory["point"], inner.memory["start"] = z.requires_grad_(), frame.start
+        z = inner.space.within(frame.start, inner.radius)(frame.start + self._change(inner, frame.start, batch.part))
+        inner.memory[f"point.{batch.part}"], inner.memory[f"start.{batch.part}"] = z.requires_grad_(), frame.start
         return row_losses(inner.answer(frame.render(z, places)), batch.y).mean()
 
-    def _change(self, inner: Inner, start: Tensor) -> Tensor:
+    def _change(self, inner: Inner, start: Tensor, part: int) -> Tensor:
         """What the last pass made of the change before it, for as many rows as are here."""
         change = torch.zeros_like(start)
-        point = inner.memory.get("point")
+        point = inner.memory.get(f"point.{part}")
         if point is not None and point.grad is not None:
-            before, z = inner.memory["start"], point.detach()
+            before, z = inner.memory[f"start.{part}"], point.detach()
             moved = inner.space.within(before, inner.radius)(z + inner.space.steepest(point.grad, z, inner.radius))
             count = min(len(change), len(moved))
             change[:count] = (moved - before)[:count]
