@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from vauban.parts.schedules import cosine
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +71,7 @@ def _constant(epochs: float, steps: float) -> float:
 
 
 def _cosine(epochs: float, steps: float) -> float:
-    return 0.5 + 0.5 * math.cos(math.pi * epochs)
+    return cosine(epochs, 1)
 
 
 def _cycle(epochs: float, steps: float) -> float:
