@@ -33,7 +33,8 @@ from vauban.audits.plan import Request, default_threats
 from vauban.audits.progress import Quiet, Watcher
 from vauban.audits.runner import Ready, carry_out, prepare, write_reports
 from vauban.audits.store import NAME, guarded, write_whole
-from vauban.core.defence import Defence, Hardened, Restorable
+from vauban.core.crew import ALONE, Crew
+from vauban.core.defence import Defence, Diary, Hardened, Restorable
 from vauban.core.registry import configure
 from vauban.core.rng import Rng, derive_seed
 from vauban.core.target import Target, TorchBacked
@@ -62,7 +63,14 @@ class After:
     """What the defence did."""
 
 
-def harden(request: Request, defence: str, out: Path | str | None, watcher: Watcher | None = None) -> After:
+def harden(
+    request: Request,
+    defence: str,
+    out: Path | str | None,
+    watcher: Watcher | None = None,
+    crew: Crew = ALONE,
+    diary: Diary | None = None,
+) -> After:
     """Harden a model.
 
     Args:
@@ -71,28 +79,38 @@ def harden(request: Request, defence: str, out: Path | str | None, watcher: Watc
         defence: id of a defence.
         out: the run folder, new or of the same hardening, which is then resumed; None keeps nothing on disk.
         watcher: told what happens.
+        crew: the processes that train together, of which this is the first; the others are in `audits.assist`.
+        diary: what is written down of the training.
 
     Raises UnknownName or BadOption for the defence and its settings, NotOffered where it cannot be used on this model,
     RunFolder where the folder holds something else, CorruptFile where a saved model is damaged, and what an audit raises.
     """
     if out is not None:
-        return _harden(request, defence, Path(out), watcher or Quiet())
+        return _harden(request, defence, Path(out), watcher or Quiet(), crew, diary)
     with tempfile.TemporaryDirectory(prefix="vauban-") as folder:
-        return _harden(request, defence, Path(folder), watcher or Quiet())
+        return _harden(request, defence, Path(folder), watcher or Quiet(), crew, diary)
 
 
-def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
+def begun(request: Request, id: str) -> tuple[Defence, Ready, ThreatModel]:
+    """The defence, the audit that is made before and after, and the threat that is defended. Raises what cannot be used."""
     method: Defence = configure(DEFENCES.load(id), dict(request.settings.get(id, {})))
-    card, identity_settings = method.card, dict(request.settings.get(id, {}))
-    request = knowing(request, card)
+    request = knowing(request, method.card)
     ready = prepare(request)
     threat = _threat(request, ready)
-    _refuse(card, ready)
+    _refuse(method.card, ready)
+    return method, ready, threat
+
+
+def _harden(request: Request, id: str, folder: Path, watcher: Watcher, crew: Crew, diary: Diary | None) -> After:
+    method, ready, threat = begun(request, id)
+    card, identity_settings = method.card, dict(request.settings.get(id, {}))
+    request = ready.request
     identity = _identity(ready, id, identity_settings, threat)
     _look(folder, identity)
     # Defended first: what makes the defence impossible is told at once, not after an audit.
     claim = partial(_claim, folder, identity)
-    made = _made(method, ready, threat, folder, watcher, claim)
+    context = HouseContext.of(ready.case, threat, watcher.step, _Interrupted(folder, claim), crew, diary)
+    made = _made(method, ready, context, folder, watcher)
     claim()
     _keep(made, card, ready, folder)
     (folder / TRAINING).unlink(missing_ok=True)
@@ -224,25 +242,39 @@ def _own(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
 
 
-def _made(
-    method: Defence, ready: Ready, threat: ThreatModel, folder: Path, watcher: Watcher, claim: Callable[[], None]
-) -> Hardened:
+def _made(method: Defence, ready: Ready, context: HouseContext, folder: Path, watcher: Watcher) -> Hardened:
     """The defended target: put together again from what was saved, else made."""
-    target, data = ready.case.target, ready.request.data
-    if isinstance(method, Restorable) and (folder / MARK).exists() and (folder / FACTS).exists():
-        kept = _read(folder / FACTS)
-        watcher.note(f"the defended model was made before: reading {folder / WEIGHTS}")
-        try:
-            restored = method.restore(target, data, _weights(folder / WEIGHTS))
-        except (RuntimeError, ValueError) as error:
-            raise CorruptFile(f"The saved model {folder / WEIGHTS} does not fit: name another folder.") from error
-        if restored.sha256() != kept.get("sha256"):
-            raise CorruptFile(f"{folder / WEIGHTS} is not the model that {FACTS} describes: name another folder.")
-        return Hardened(restored, dict(kept["facts"]), tuple(kept["caveats"]))
-    watcher.note(f"defending: {method.card.name}")
-    context = HouseContext.of(ready.case, threat, watcher.step, _Interrupted(folder, claim))
+    state = context.crew.same(partial(_saved, method, folder))
+    if state is None:
+        watcher.note(f"defending: {method.card.name}")
+        return defended(method, ready, context)
+    kept = _read(folder / FACTS)
+    watcher.note(f"the defended model was made before: reading {folder / WEIGHTS}")
+    try:
+        restored = restore(method, ready, state)
+    except (RuntimeError, ValueError) as error:
+        raise CorruptFile(f"The saved model {folder / WEIGHTS} does not fit: name another folder.") from error
+    if restored.sha256() != kept.get("sha256"):
+        raise CorruptFile(f"{folder / WEIGHTS} is not the model that {FACTS} describes: name another folder.")
+    return Hardened(restored, dict(kept["facts"]), tuple(kept["caveats"]))
+
+
+def _saved(method: Defence, folder: Path) -> dict[str, Tensor] | None:
+    """The weights of the defended model, where it was made before."""
+    before = isinstance(method, Restorable) and (folder / MARK).exists() and (folder / FACTS).exists()
+    return _weights(folder / WEIGHTS) if before else None
+
+
+def restore(method: Defence, ready: Ready, state: Mapping[str, Tensor]) -> Target:
+    """The defended target around weights that were saved."""
+    assert isinstance(method, Restorable), "nothing is saved of a defence that cannot be restored"
+    return method.restore(ready.case.target, ready.request.data, state)
+
+
+def defended(method: Defence, ready: Ready, context: HouseContext) -> Hardened:
+    """Make the defence."""
     rng = Rng(derive_seed(ready.request.seed, "harden", method.card.id))
-    made = method(target, data, rng, context)
+    made = method(ready.case.target, ready.request.data, rng, context)
     return replace(made, target=made.target.settled(ready.case.domain))
 
 

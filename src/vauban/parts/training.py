@@ -125,10 +125,11 @@ def train(
         run.resume(store)
         while run.epoch < course.epochs and not run.ended:
             run.go_on(x, y, step)
-            run.looked_at(judge, watch)
+            run.judged(judge)
             if crew.rank == 0:
                 if store is not None:
                     store.save(run.tensors(), run.facts())
+                run.shown(watch)
                 if progress is not None:
                     progress(run.epoch, course.epochs)
         return run.finish()
@@ -194,24 +195,24 @@ class _Run:
             for name, value in _floats(self.module).items():
                 self.averaged[name].lerp_(value, 1 - decay)
 
-    def looked_at(self, judge: Judge | None, watch: Watch | None) -> None:
-        if self.ended or (judge is None and watch is None):
+    def judged(self, judge: Judge | None) -> None:
+        if judge is None or self.ended:
             return
         with _lent(self.module, self.averaged):
-            module = self.module.eval()
-            if judge is not None:
-                self._judged(judge)
-            if watch is not None and self.crew.rank == 0:
-                watch(module, self.epoch, {**self.history[-1], **self.figures})
-
-    def _judged(self, judge: Judge) -> None:
-        score, self.ended = self.crew.same(lambda: judge(self.module))
-        self.history[-1]["judged"] = score
-        # of equals the later, which has seen more
-        if score >= self.top:
-            self.top, self.best, self.kept = score, self.epoch, copy.deepcopy(self.module.state_dict())
+            score, self.ended = self.crew.same(lambda: judge(self.module.eval()))
+            self.history[-1]["judged"] = score
+            # of equals the later, which has seen more
+            if score >= self.top:
+                self.top, self.best, self.kept = score, self.epoch, copy.deepcopy(self.module.state_dict())
         if not self.ended and self.course.patience and self.epoch - self.best >= self.course.patience:
             self.ended = f"no better for {self.course.patience} epochs"
+
+    def shown(self, watch: Watch | None) -> None:
+        """The weights that were judged, to whoever watches; an epoch whose loss was lost is not shown."""
+        if watch is not None and self.figures:
+            with _lent(self.module, self.averaged):
+                watch(self.module.eval(), self.epoch, {**self.history[-1], **self.figures})
+            self.figures = {}
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the next epoch depends on."""
