@@ -52,12 +52,14 @@ class Launched:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """The first process says what went wrong; the others, which hear no more of it, end in silence."""
+        """Where one process fails, the others hear of it here; the first one says so, the others end with a word."""
         try:
             yield
         except RuntimeError as error:
             if self.rank:
-                raise SystemExit(1) from None
+                raise SystemExit(
+                    f"process {self.rank} of {self.size} ends, as another did: {str(error)[:80]}"
+                ) from None
             raise Unassessed(
                 f"Another process of this training has ended ({str(error)[:80]}): what it said is above; run the same "
                 "command again to resume."

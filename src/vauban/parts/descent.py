@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -82,14 +82,21 @@ class Descent:
                 p.grad.copy_(total.view(p.shape))
         return float(told)
 
-    def level(self) -> None:
-        """Running statistics become the mean of those of the crew, each of which saw its share of the rows."""
+    def level(self, averaged: Mapping[str, Tensor]) -> None:
+        """Running statistics become the mean of those of the crew, each of which saw its share of the rows; their averages, too.
+
+        Counts become those of the first process.
+        """
         if self.crew.size == 1:
             return
+        found = dict(self.module.named_buffers())
+        kept = self.crew.same(lambda: {k: v.cpu() for k, v in found.items() if not v.is_floating_point()})
+        means = [v for k, v in found.items() if k not in kept] + [averaged[k] for k in found if k in averaged]
         with torch.no_grad():
-            for buffer in self.module.buffers():
-                if buffer.is_floating_point():
-                    buffer.copy_(self.crew.total(buffer.clone()) / self.crew.size)
+            for name, count in kept.items():
+                found[name].copy_(count)
+            for values in means:
+                values.copy_(self.crew.total(values.clone()) / self.crew.size)
 
 
 def casting(precision: Precision, device: torch.device) -> Cast:

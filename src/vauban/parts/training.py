@@ -143,6 +143,8 @@ class _Run:
         self.home = next((p.device for p in module.parameters()), torch.device("cpu"))
         if crew.device is not None:
             module.to(crew.device)
+        if crew.size > 1:  # all begin at the weights of the first
+            module.load_state_dict(crew.same(lambda: {k: v.cpu() for k, v in module.state_dict().items()}))
         self.descent = Descent(module, course, crew)
         self.epoch, self.best, self.top = 0, 0, -math.inf
         self.ended = ""
@@ -177,7 +179,7 @@ class _Run:
             if self.averaged:
                 self._average(number)
             losses.append(loss)
-        self.descent.level()
+        self.descent.level(self.averaged)
         self.epoch += 1
         self.history.append({"loss": sum(losses) / len(losses)})
         self.figures = {"rate": course.rate * rate, "seconds": time.monotonic() - since}
@@ -237,7 +239,6 @@ class _Run:
         """Go on from what is there, if it is of the same course."""
         found = self.crew.same(lambda: store.load() if store is not None else None)
         if found is None or found[1].get("course") != asdict(self.course):
-            self._begin_alike()
             return
         tensors, facts = found
         device, optimizer = self.descent.device, self.descent.optimizer
@@ -253,13 +254,6 @@ class _Run:
             self._remember(tensors)
         self.epoch, self.best, self.ended = facts["epoch"], facts["best"], facts["ended"]
         self.top, self.history = -math.inf if facts["top"] is None else facts["top"], facts["history"]
-
-    def _begin_alike(self) -> None:
-        """All processes begin at the weights of the first."""
-        if self.crew.size > 1:
-            self.module.load_state_dict(
-                self.crew.same(lambda: {k: v.cpu() for k, v in self.module.state_dict().items()})
-            )
 
     def _remember(self, tensors: Mapping[str, Tensor]) -> None:
         """Put back the random state, and what steps hand on with its gradients."""
