@@ -59,6 +59,26 @@ def test_a_hardening_by_two_processes_writes_and_speaks_once(tmp_path: Path) -> 
     assert "VB-INTERNAL" not in wrong.stderr
 
 
+SCRIPT = """
+import os
+import vauban
+after = vauban.harden(
+    "demo:digits-cnn", "demo:digits", defence="train.pgd", threat="linf:0.1", include=["evasion.fgsm"], profile="smoke", samples=10,
+    settings={"train.pgd": {"epochs": 1}}, exclude=["evasion.square", "evasion.apgd", "evasion.apgd_targeted"],
+)
+rank = os.environ["RANK"]
+open(f"{rank}.txt", "w").write(f"{after.target.sha256()} {after.log.run.id} {after.comparison.facts['clean_accuracy_after']}")
+"""
+
+
+@pytest.mark.slow
+def test_a_script_gets_the_same_in_each_process(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = launch("script.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0.txt").read_text() == (tmp_path / "1.txt").read_text() != ""
+
+
 def test_without_a_launcher_a_process_is_alone() -> None:
     assert crew(environ={}) is ALONE
     assert ALONE.same(lambda: 3) == 3
