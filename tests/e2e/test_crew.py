@@ -22,8 +22,13 @@ WORDS = (
 )
 
 
-def launch(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", *words]
+TORCHRUN = "torch.distributed.run --nproc_per_node 2"
+ACCELERATE = "accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 29737"
+"""Which is no matter of GPUs: with --cpu it would start one process."""
+
+
+def launch(*words: str, folder: Path, by: str = TORCHRUN) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", *by.split(), *words]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=folder, env=environ, capture_output=True, text=True, timeout=300, check=False)
 
@@ -44,7 +49,7 @@ def test_a_hardening_by_two_processes_writes_and_speaks_once(tmp_path: Path) -> 
     assert log["before_after"]["defence"] == "train.trades"
     assert done.stderr.count("defending: TRADES") == 1
     assert len(list((tmp_path / "run" / "diary").iterdir())) == 1
-    again = launch("-m", "vauban", *words, folder=tmp_path)
+    again = launch("-m", "vauban", *words, folder=tmp_path, by=ACCELERATE)
     assert again.returncode == 0, again.stderr
     assert "was made before" in again.stderr
     alone = [sys.executable, "-m", "vauban", *WORDS.split(), "--out", "alone"]

@@ -24,8 +24,8 @@ PATIENCE = timedelta(days=1)
 
 
 _BUT_ONE = (
-    "accelerate launch has started one process, for on CPUs it starts no more: torchrun --nproc_per_node 2 -m vauban ... "
-    "starts two"
+    "accelerate launch --cpu has started one process, however many were asked for: torchrun --nproc_per_node 2 -m vauban ..., or "
+    "accelerate launch --multi_gpu --num_processes 2 -m vauban ..., starts two on CPUs, too"
 )
 
 
@@ -85,4 +85,5 @@ def crew(tell: Callable[[str], None] = lambda text: None, environ: Mapping[str, 
     state = PartialState(cpu=not accelerator, **settings)
     if state.num_processes > 1:
         atexit.register(state.destroy_process_group)
-    return Launched(state.process_index, state.num_processes, state.device)
+    device = torch.device("cpu") if state.device.type == "cpu" else state.device  # which it numbers, too
+    return Launched(state.process_index, state.num_processes, device)
