@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import vauban
 from vauban.core.data import Data
+from vauban.data.load import load_data
 from vauban.schema.errors import BadData
 
 X, Y = torch.arange(30.0).reshape(10, 3), torch.arange(10) % 2
@@ -72,6 +73,11 @@ def test_shuffling_is_the_same_each_time_and_leaves_global_numbers_alone() -> No
     assert not torch.equal(first.x_train, X)
     assert torch.equal(first.x_train.sort(0).values, X)
     assert torch.equal(first.x_train[:, 0].long() // 3 % 2, first.y_train)
+
+
+def test_a_loader_by_itself_is_told_where_it_belongs() -> None:
+    with pytest.raises(BadData, match=r"give vauban\.Data\.of\(train_loader, test_loader\)"):
+        load_data(DataLoader(TensorDataset(X, Y)))
 
 
 def test_regression_and_pictures_keep_their_kinds() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 from vauban.core.data import Data
 from vauban.data.demo import DEMOS
@@ -33,6 +34,8 @@ def load_data(spec: Any, *, label: str | None = None) -> Data:
     """
     if isinstance(spec, Data):
         return spec
+    if isinstance(spec, DataLoader | Dataset):
+        raise BadData("A torch loader holds one part of the data: give vauban.Data.of(train_loader, test_loader).")
     if isinstance(spec, tuple | list):
         return _from_parts(tuple(spec), "data")
     text = str(spec)
