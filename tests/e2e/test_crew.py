@@ -92,7 +92,7 @@ def test_without_a_launcher_a_process_is_alone() -> None:
 def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(MissingExtra, match=r"pip install 'vauban\[train\]'"):
-        crew(environ={"WORLD_SIZE": "2"})
+        crew(environ={"LOCAL_RANK": "1"})
 
 
 def test_who_asks_accelerate_for_processes_on_cpus_is_told_that_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,7 +63,12 @@ def test_lines_tell_what_is_left_of_a_slow_training(capsys: pytest.CaptureFixtur
         clock.now += 12
         lines.step(epoch, 9, "trades")
     told = [line.strip() for line in capsys.readouterr().err.splitlines()[1:]]
-    assert told == ["trades: 6 of 9, about 36 s left"]
+    assert told == ["defending: TRADES: 6 of 9, about 36 s left"]
+    lines.note("defending: Distillation")
+    lines.step(1, 3, "training the teacher")
+    clock.now += 60
+    lines.step(2, 3, "training the student")
+    assert "defending: Distillation, training the student: 2 of 3, about 30 s left" in capsys.readouterr().err
 
 
 def test_bars_tell_what_is_left_where_an_epoch_takes_minutes() -> None:

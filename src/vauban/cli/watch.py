@@ -73,13 +73,13 @@ class Lines(Quiet):
     def step(self, done: float, total: float, text: str = "") -> None:
         if self.first is None:
             self.first = max(done - 1, 0)  # what was done before an interruption took no time now
-        self.what = text or self.what
         now = self.clock()
         if now - self.said < EVERY or not self.first < done < total:
             return
         self.said = now
         left = (now - self.at) / (done - self.first) * (total - done)
-        say(f"  {self.what}: {done:g} of {total:g}, about {duration(left)} left")
+        more = f", {text}" if text and text.lower() not in self.what.lower() else ""
+        say(f"  {self.what}{more}: {done:g} of {total:g}, about {duration(left)} left")
 
     def ended(self, unit: Unit, attempt: Attempt, reused: bool) -> None:
         if unit.refusal is not None:
@@ -118,7 +118,8 @@ class Bars(Lines):
     def step(self, done: float, total: float, text: str = "") -> None:
         if self._unit is None:  # a defence trains before the first audit is planned
             self._unit = self._progress.add_task(text or "defending", total=total)
-        self._progress.update(self._unit, completed=done, total=total, description=text or None)
+        phase = text if text and self._whole is None else None
+        self._progress.update(self._unit, completed=done, total=total, description=phase)
 
     def ended(self, unit: Unit, attempt: Attempt, reused: bool) -> None:
         super().ended(unit, attempt, reused)

@@ -17,7 +17,7 @@ from vauban.core.crew import ALONE, Crew
 from vauban.schema.errors import MissingExtra, Unassessed
 
 T = TypeVar("T")
-SEVERAL, ONE = "WORLD_SIZE", "ACCELERATE_MIXED_PRECISION"
+SEVERAL, ONE = "LOCAL_RANK", "ACCELERATE_MIXED_PRECISION"
 """Variables that a launcher sets: `torchrun`, and `accelerate launch` for a single process."""
 PATIENCE = timedelta(days=1)
 """How long a process waits for the others: the first one judges whole epochs alone."""
