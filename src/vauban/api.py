@@ -161,6 +161,7 @@ def harden(
     threat: str | ThreatModel | None = None,
     out: str | Path | None = None,
     watcher: Watcher | None = None,
+    tensorboard: str | Path | None = None,
     **how: Any,
 ) -> After:
     """Defend a model, and audit it before and after on the same samples.
@@ -172,14 +173,26 @@ def harden(
         threat: the room that is defended, and attacked; the first of the defaults where None.
         out: the run folder; the same call on the same folder resumes. None keeps nothing on disk.
         watcher: told what happens.
+        tensorboard: folder for a diary of the training; None for none.
         how: keyword arguments of `request`.
 
-    Gives `.target` (the given one is never changed), `.comparison`, `.log`, `.before`.
+    Gives `.target` (the given one is never changed), `.comparison`, `.log`, `.before`. In a script that `torchrun` or
+    `accelerate launch` started, all processes call this, train together and get the same; the first one alone writes and audits.
     """
+    from vauban.audits.assist import assist
     from vauban.audits.harden import harden as carry_out
+    from vauban.integrations.accelerate import crew
+    from vauban.integrations.tensorboard import diary
 
-    threats = () if threat is None else (threat,)
-    return carry_out(request(target, data, threats=threats, **how), defence, out, watcher)
+    asked = request(target, data, threats=() if threat is None else (threat,), **how)
+    together = crew(watcher.note if watcher else lambda text: None)
+    if together.rank:
+        made = assist(asked, defence, together)
+        return replace(together.same(lambda: cast("After", None)), target=made)
+    with diary(tensorboard) as pages:
+        after = carry_out(asked, defence, out, watcher, together, pages)
+    # a target may hold what cannot be sent, and every process has made it
+    return replace(together.same(lambda: replace(after, target=cast(Target, None))), target=after.target)
 
 
 def request(

@@ -15,6 +15,7 @@ from scipy.stats import norm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vauban.core.crew import ALONE
 from vauban.core.data import Data
 from vauban.core.rng import Rng, derive_seed
 from vauban.core.target import Adaptive, Domain, Outputs
@@ -44,6 +45,8 @@ class Context:
     radius: float | None = 0.1
     space: Any = field(default_factory=lambda: Linf(0.0, 1.0))
     store: Any = None
+    crew: Any = ALONE
+    diary: Any = None
 
     def attack(self, id: str, **settings: Any) -> Any:
         raise AssertionError

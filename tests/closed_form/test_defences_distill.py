@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vauban.core.crew import ALONE
 from vauban.core.data import Data
 from vauban.core.registry import configure
 from vauban.core.rng import Rng
@@ -47,6 +48,8 @@ class Context:
     store: Any = None
     stop: int = -1
     told: list[str] = field(default_factory=list)
+    crew: Any = ALONE
+    diary: Any = None
 
     def attack(self, id: str, **settings: Any) -> Any:
         raise AssertionError

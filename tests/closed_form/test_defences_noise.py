@@ -36,7 +36,7 @@ def descended(net: nn.Module, copies: int, steps: int, ramp: float = 0.0, share:
     target = TorchTarget(net, "m", Domain(task="classification", classes=2), "logits")
     drill = Drill(how, target, L2(), RADIUS, Rng(0, N))
     batch = Batch(*rows(), torch.arange(N), 3, share)
-    drawn = torch.randn(copies, N, D, generator=Rng(0, N).child("step", 3).torch("noise"))
+    drawn = Rng(0, N).child("step", 3).child("noise").normal(torch.arange(N), (copies, D)).movedim(1, 0)
     return drill.step(net, batch).item(), SIGMA * drawn
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vauban.core.crew import ALONE
 from vauban.core.data import Data
 from vauban.core.rng import Rng
 from vauban.core.target import Domain
@@ -21,6 +22,8 @@ class Context:
     radius: float | None = None
     space: Any = None
     store: Any = None
+    crew: Any = ALONE
+    diary: Any = None
 
     def attack(self, id: str, **settings: Any) -> Any:
         raise AssertionError

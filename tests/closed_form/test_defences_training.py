@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vauban.core.crew import ALONE
 from vauban.core.data import Data
 from vauban.core.rng import Rng
 from vauban.core.target import Domain
@@ -36,6 +37,8 @@ class Context:
     radius: float | None = EPS
     space: Any = field(default_factory=Linf)
     store: Any = None
+    crew: Any = ALONE
+    diary: Any = None
 
     def attack(self, id: str, **settings: Any) -> Any:
         raise AssertionError

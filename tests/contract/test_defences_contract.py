@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vauban.attacks.catalog import ATTACKS
+from vauban.core.crew import ALONE
 from vauban.core.data import Data
 from vauban.core.defence import Hardened, Restorable
 from vauban.core.registry import configure
@@ -61,6 +62,8 @@ class Context:
     told: list[tuple[int, int]] = field(default_factory=list)
     fail: bool = False
     store: Any = None
+    crew: Any = ALONE
+    diary: Any = None
 
     def attack(self, id: str, **settings: Any) -> Any:
         raise AssertionError("no defence of ours asks for an attack")

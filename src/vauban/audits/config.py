@@ -122,6 +122,7 @@ class Config(BaseModel):
     executor: str = "local"
     trust_pickle: bool = False
     defence: str | None = None
+    tensorboard: str | None = None
 
 
 def resolve(given: Mapping[str, Any], path: str | None = None, environ: Mapping[str, str] = os.environ) -> Config:

@@ -36,14 +36,15 @@ from vauban.audits.plan import Request, default_threats
 from vauban.audits.progress import Quiet, Watcher
 from vauban.audits.runner import Ready, carry_out, prepare, write_reports
 from vauban.audits.store import NAME, guarded, write_whole
-from vauban.core.defence import Defence, Hardened, Restorable
+from vauban.core.crew import ALONE, Crew
+from vauban.core.defence import Defence, Diary, Hardened, Restorable
 from vauban.core.registry import configure
 from vauban.core.rng import Rng, derive_seed
 from vauban.core.target import Target, TorchBacked
 from vauban.defences.catalog import DEFENCES
 from vauban.engine.context import HouseContext
 from vauban.schema.cards import DefenceCard
-from vauban.schema.errors import CorruptFile, NotOffered, RunFolder
+from vauban.schema.errors import BadOption, CorruptFile, NotOffered, RunFolder
 from vauban.schema.log import AuditLog, Choice, Comparison, Curve
 from vauban.schema.threat import ThreatModel
 
@@ -64,7 +65,14 @@ class After:
     """What the defence did."""
 
 
-def harden(request: Request, defence: str, out: Path | str | None, watcher: Watcher | None = None) -> After:
+def harden(
+    request: Request,
+    defence: str,
+    out: Path | str | None,
+    watcher: Watcher | None = None,
+    crew: Crew = ALONE,
+    diary: Diary | None = None,
+) -> After:
     """Harden a model.
 
     Args:
@@ -73,38 +81,42 @@ def harden(request: Request, defence: str, out: Path | str | None, watcher: Watc
         defence: id of a defence, or `auto` for a choice by experiment (`audits.choose`).
         out: the run folder, new or of the same hardening, which is then resumed; None keeps nothing on disk.
         watcher: told what happens.
+        crew: the processes that train together, of which this is the first; the others are in `audits.assist`.
+        diary: what is written down of the training.
 
     Raises UnknownName or BadOption for the defence and its settings, NotOffered where it cannot be used on this model,
     RunFolder where the folder holds something else, CorruptFile where a saved model is damaged, and what an audit raises.
     """
     if out is not None:
-        return _harden(request, defence, Path(out), watcher or Quiet())
+        return _harden(request, defence, Path(out), watcher or Quiet(), crew, diary)
     with tempfile.TemporaryDirectory(prefix="vauban-") as folder:
-        return _harden(request, defence, Path(folder), watcher or Quiet())
+        return _harden(request, defence, Path(folder), watcher or Quiet(), crew, diary)
 
 
-def _harden(request: Request, defence: str, folder: Path, watcher: Watcher) -> After:
-    asked = dict(request.settings.get(defence, {}))
-    plain = prepare(replace(request, settings={k: v for k, v in request.settings.items() if k != defence}))
-    threat = _threat(request, plain)
-    identity = _identity(plain, defence, asked, threat)
-    claim = partial(_claim, folder, identity)
-    choice: Choice | None = None
-    if defence == AUTO:
-        auto = configure(Auto, asked)
-        _look(folder, identity)
-        claim()
-        choice = choose(auto, plain, threat, folder, watcher)
-        defence, request = choice.defence, _decided(request, choice)
-    settings = dict(request.settings.get(defence, {}))
-    method: Defence = configure(DEFENCES.load(defence), settings)
-    card = method.card
-    request = knowing(request, card)
+def begun(request: Request, id: str) -> tuple[Defence, Ready, ThreatModel]:
+    """The defence, the audit that is made before and after, and the threat that is defended. Raises what cannot be used."""
+    method: Defence = configure(DEFENCES.load(id), dict(request.settings.get(id, {})))
+    request = knowing(request, method.card)
     ready = prepare(request)
-    _refuse(card, ready)
+    threat = _threat(request, ready)
+    _refuse(method.card, ready)
+    return method, ready, threat
+
+
+def _harden(request: Request, defence: str, folder: Path, watcher: Watcher, crew: Crew, diary: Diary | None) -> After:
+    asked, choice = dict(request.settings.get(defence, {})), None
+    if defence == AUTO:
+        choice, request, identity = _chosen(request, folder, watcher, crew)
+        defence = choice.defence
+    method, ready, threat = begun(request, defence)
+    card, settings, request = method.card, dict(request.settings.get(defence, {})), ready.request
+    if choice is None:
+        identity = _identity(ready, defence, asked, threat)
     _look(folder, identity)
     # Defended first: what makes the defence impossible is told at once, not after an audit.
-    made = _made(method, ready, threat, folder, watcher, claim)
+    claim = partial(_claim, folder, identity)
+    context = HouseContext.of(ready.case, threat, watcher.step, _Interrupted(folder, claim), crew, diary)
+    made = _made(method, ready, context, folder, watcher)
     claim()
     _keep(made, card, ready, folder)
     (folder / TRAINING).unlink(missing_ok=True)
@@ -119,6 +131,23 @@ def _harden(request: Request, defence: str, folder: Path, watcher: Watcher) -> A
     with guarded(folder):
         write_reports(log, folder, request)
     return After(made.target, comparison, log, before, made.facts)
+
+
+def _chosen(request: Request, folder: Path, watcher: Watcher, crew: Crew) -> tuple[Choice, Request, dict[str, Any]]:
+    """The choice made by experiment, the request as if it had been named, and what the folder is marked with."""
+    if crew.size > 1:
+        raise BadOption(
+            f"{AUTO} makes its trials in one process, and there are {crew.size}: start one, or name a defence."
+        )
+    asked = dict(request.settings.get(AUTO, {}))
+    how = configure(Auto, asked)
+    ready = prepare(replace(request, settings={k: v for k, v in request.settings.items() if k != AUTO}))
+    threat = _threat(request, ready)
+    identity = _identity(ready, AUTO, asked, threat)
+    _look(folder, identity)
+    _claim(folder, identity)
+    choice = choose(how, ready, threat, folder, watcher)
+    return choice, _decided(request, choice), identity
 
 
 def _decided(request: Request, choice: Choice) -> Request:
@@ -234,25 +263,39 @@ def _own(state: Mapping[str, Any]) -> dict[str, Tensor]:
     return {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
 
 
-def _made(
-    method: Defence, ready: Ready, threat: ThreatModel, folder: Path, watcher: Watcher, claim: Callable[[], None]
-) -> Hardened:
+def _made(method: Defence, ready: Ready, context: HouseContext, folder: Path, watcher: Watcher) -> Hardened:
     """The defended target: put together again from what was saved, else made."""
-    target, data = ready.case.target, ready.request.data
-    if isinstance(method, Restorable) and (folder / MARK).exists() and (folder / FACTS).exists():
-        kept = _read(folder / FACTS)
-        watcher.note(f"the defended model was made before: reading {folder / WEIGHTS}")
-        try:
-            restored = method.restore(target, data, _weights(folder / WEIGHTS))
-        except (RuntimeError, ValueError) as error:
-            raise CorruptFile(f"The saved model {folder / WEIGHTS} does not fit: name another folder.") from error
-        if restored.sha256() != kept.get("sha256"):
-            raise CorruptFile(f"{folder / WEIGHTS} is not the model that {FACTS} describes: name another folder.")
-        return Hardened(restored, dict(kept["facts"]), tuple(kept["caveats"]))
-    watcher.note(f"defending: {method.card.name}")
-    context = HouseContext.of(ready.case, threat, watcher.step, _Interrupted(folder, claim))
+    state = context.crew.same(partial(_saved, method, folder))
+    if state is None:
+        watcher.note(f"defending: {method.card.name}")
+        return defended(method, ready, context)
+    kept = _read(folder / FACTS)
+    watcher.note(f"the defended model was made before: reading {folder / WEIGHTS}")
+    try:
+        restored = restore(method, ready, state)
+    except (RuntimeError, ValueError) as error:
+        raise CorruptFile(f"The saved model {folder / WEIGHTS} does not fit: name another folder.") from error
+    if restored.sha256() != kept.get("sha256"):
+        raise CorruptFile(f"{folder / WEIGHTS} is not the model that {FACTS} describes: name another folder.")
+    return Hardened(restored, dict(kept["facts"]), tuple(kept["caveats"]))
+
+
+def _saved(method: Defence, folder: Path) -> dict[str, Tensor] | None:
+    """The weights of the defended model, where it was made before."""
+    before = isinstance(method, Restorable) and (folder / MARK).exists() and (folder / FACTS).exists()
+    return _weights(folder / WEIGHTS) if before else None
+
+
+def restore(method: Defence, ready: Ready, state: Mapping[str, Tensor]) -> Target:
+    """The defended target around weights that were saved."""
+    assert isinstance(method, Restorable), "nothing is saved of a defence that cannot be restored"
+    return method.restore(ready.case.target, ready.request.data, state)
+
+
+def defended(method: Defence, ready: Ready, context: HouseContext) -> Hardened:
+    """Make the defence."""
     rng = Rng(derive_seed(ready.request.seed, "harden", method.card.id))
-    made = method(target, data, rng, context)
+    made = method(ready.case.target, ready.request.data, rng, context)
     return replace(made, target=made.target.settled(ready.case.domain))
 
 

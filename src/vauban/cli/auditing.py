@@ -117,6 +117,7 @@ def harden(
     query_limit: o.QueryLimit = None,
     fail_on: o.FailOn = None,
     formats: o.Formats = None,
+    tensorboard: o.TensorBoard = None,
     config: o.ConfigFile = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
@@ -172,17 +173,24 @@ def run(config: Config, whole_families: bool = True) -> Reply:
 
 def run_harden(config: Config) -> Reply:
     """Harden, and answer with the log of the hardened model."""
+    from vauban.audits.assist import assist
     from vauban.audits.build import build
     from vauban.audits.harden import harden as carry_out
     from vauban.cli.watch import watching
+    from vauban.integrations.accelerate import crew
+    from vauban.integrations.tensorboard import diary
     from vauban.schema.errors import BadOption
 
     if not config.defence:
         raise BadOption("No defence: name one with --with, such as --with train.pgd; `vauban list` shows them.")
+    together = crew(say)
     request = build(config, tuple(sys.argv[1:]))
+    if together.rank:
+        assist(request, config.defence, together)
+        return Reply(None)
     folder = Path(config.out) if config.out else fresh_folder()
-    with watching() as watcher:
-        after = carry_out(request, config.defence, folder, watcher)
+    with watching() as watcher, diary(config.tensorboard) as pages:
+        after = carry_out(request, config.defence, folder, watcher, together, pages)
     return answer(after.log, folder)
 
 

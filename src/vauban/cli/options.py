@@ -17,7 +17,12 @@ Target = Annotated[
     ),
 ]
 Data = Annotated[
-    str | None, typer.Option("--data", help="file.npz, file.csv with --label, demo:digits.", rich_help_panel=MODEL)
+    str | None,
+    typer.Option(
+        "--data",
+        help="file.npz, file.csv with --label, a folder of class folders of pictures, demo:digits.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Factory = Annotated[
     str | None,
@@ -84,6 +89,10 @@ ConfigFile = Annotated[
 Out = Annotated[
     str | None,
     typer.Option("--out", help="Run folder; the same command on the same folder resumes.", rich_help_panel=OUTPUT),
+]
+TensorBoard = Annotated[
+    str | None,
+    typer.Option("--tensorboard", help="Folder for a diary of the training, for TensorBoard.", rich_help_panel=OUTPUT),
 ]
 Formats = Annotated[str | None, typer.Option("--format", help="html,json,sarif,junit,md", rich_help_panel=OUTPUT)]
 Lang = Annotated[str | None, typer.Option("--lang", help="Languages of the report: en,zh.", rich_help_panel=OUTPUT)]

@@ -29,7 +29,7 @@ INTERNAL = 4
 
 @dataclass(frozen=True)
 class Reply:
-    """What a verb answers: a document for machines, text for people, an exit status."""
+    """What a verb answers: a document for machines (None for no answer at all), text for people, an exit status."""
 
     document: Any
     text: str = ""
@@ -88,6 +88,8 @@ def _trace(debug: bool) -> str | None:
 
 
 def _print(reply: Reply, as_json: bool) -> None:
+    if reply.document is None:  # a process that only helped another
+        return
     text = to_json(reply.document) if as_json else reply.text
     if not text:
         return

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 from vauban.audits.progress import Quiet, Watcher
 from vauban.cli.verb import say
@@ -39,12 +39,22 @@ def name(unit: Unit) -> str:
     return f"{unit.check.id} {unit.check.threat.id}"
 
 
-class Lines(Quiet):
-    """One line for each finished unit."""
+EVERY = 30.0
+"""Seconds between two lines about what is under way."""
+REMEMBERED = 3600.0
+"""Seconds of steps that the time left is reckoned from: an epoch may take minutes, and rich forgets after half of one."""
 
-    def __init__(self) -> None:
-        self.at = time.monotonic()
+
+class Lines(Quiet):
+    """One line for each finished unit, and one now and then on how long a slow one takes."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        self.at = self.said = clock()
         self.count = self.total = 0
+        self.what = ""
+        self.first: float | None = None
+        """How far it was when its steps began to be counted."""
 
     def planned(self, plan: Plan, finished: int) -> None:
         self.count, self.total = 0, len(plan.todo)
@@ -54,17 +64,33 @@ class Lines(Quiet):
             say(f"resuming: {finished} of {self.total} checks are finished already")
 
     def started(self, unit: Unit) -> None:
-        self.at = time.monotonic()
+        self._begin(name(unit))
+
+    def _begin(self, what: str) -> None:
+        self.at = self.said = self.clock()
+        self.what, self.first = what, None
+
+    def step(self, done: float, total: float, text: str = "") -> None:
+        if self.first is None:
+            self.first = max(done - 1, 0)  # what was done before an interruption took no time now
+        now = self.clock()
+        if now - self.said < EVERY or not self.first < done < total:
+            return
+        self.said = now
+        left = (now - self.at) / (done - self.first) * (total - done)
+        more = f", {text}" if text and text.lower() not in self.what.lower() else ""
+        say(f"  {self.what}{more}: {done:g} of {total:g}, about {duration(left)} left")
 
     def ended(self, unit: Unit, attempt: Attempt, reused: bool) -> None:
         if unit.refusal is not None:
             return
         self.count += 1
-        took = "kept" if reused else f"{time.monotonic() - self.at:.1f} s"
+        took = "kept" if reused else f"{self.clock() - self.at:.1f} s"
         reason = f": {attempt.reason}" if attempt.reason else ""
         say(f"[{self.count}/{self.total}] {MARKS[attempt.state]:5} {name(unit)} ({took}){reason}")
 
     def note(self, text: str) -> None:
+        self._begin(text)
         say(text)
 
 
@@ -92,7 +118,8 @@ class Bars(Lines):
     def step(self, done: float, total: float, text: str = "") -> None:
         if self._unit is None:  # a defence trains before the first audit is planned
             self._unit = self._progress.add_task(text or "defending", total=total)
-        self._progress.update(self._unit, completed=done, total=total)
+        phase = text if text and self._whole is None else None
+        self._progress.update(self._unit, completed=done, total=total, description=phase)
 
     def ended(self, unit: Unit, attempt: Attempt, reused: bool) -> None:
         super().ended(unit, attempt, reused)
@@ -106,6 +133,12 @@ def watching() -> Iterator[Watcher]:
     if not sys.stderr.isatty():
         yield Lines()
         return
+    with screen() as progress:
+        yield Bars(progress)
+
+
+def screen(**how: Any) -> Progress:
+    """Bars on stderr, with what has passed and what is left; `how` goes to rich."""
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -124,5 +157,5 @@ def watching() -> Iterator[Watcher]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        yield Bars(progress)
+    how = {"console": Console(stderr=True), "transient": True, **how}
+    return Progress(*columns, speed_estimate_period=REMEMBERED, **how)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from vauban.schema.errors import BadData
 
@@ -37,6 +38,23 @@ class Data:
     """`image` or `tabular`, where the file says so."""
     ids: Array = field(default=None)
     """Stable numbers of the test rows, so that a subset draws the same random numbers; 0..n-1 by default."""
+
+    @classmethod
+    def of(cls, train: Any, test: Any, **facts: Any) -> Data:
+        """All rows of torch loaders.
+
+        Args:
+            train: a DataLoader or Dataset of pairs (inputs, labels) for training; None for no training rows.
+            test: one for the test rows.
+            facts: the other fields of Data, such as `step=1 / 255` and `kind="image"`.
+
+        Everything is held in memory, as float32: 4 bytes a number, 60,000 pictures of 3 x 32 x 32 take 0.7 GiB. Each row is
+        drawn once: random changes of a loader stay as they fell, and its shuffling is always the same unless it has a
+        generator of its own; global random state is left as found. Raises BadData for anything else than pairs of tensors.
+        """
+        x_train, y_train = (None, None) if train is None else drained(train, "train")
+        x_test, y_test = drained(test, "test")
+        return cls(x_train, y_train, x_test, y_test, **facts)
 
     def __post_init__(self) -> None:
         if self.x_test is None and self.x_train is None:
@@ -88,6 +106,47 @@ class Data:
             return self
         pick = np.sort(np.random.default_rng(seed).permutation(len(self.x_test))[:count])
         return replace(self, x_test=self.x_test[pick], y_test=self.y_test[pick], ids=np.asarray(self.ids)[pick])
+
+
+def drained(loader: Any, name: str) -> tuple[Tensor, Tensor]:
+    """Inputs `[n, ...]` and labels `[n]` of a DataLoader or Dataset, in its order."""
+    if not isinstance(loader, DataLoader | Dataset):
+        raise BadData(
+            f"{name} is a {type(loader).__name__}: give a torch DataLoader or Dataset of pairs (inputs, labels); arrays go into "
+            "vauban.Data(x_train, y_train, x_test, y_test)."
+        )
+    whole = loader if isinstance(loader, DataLoader) else DataLoader(loader, batch_size=256)
+    found: list[tuple[Tensor, Tensor]] = []
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            for batch in whole:
+                found.append(_pair(batch, name, whole.batch_size is None and whole.batch_sampler is None))
+        except TypeError as error:
+            raise BadData(
+                f"{name} gives rows that torch cannot put together ({str(error)[:80]}): let it give tensors."
+            ) from None
+    if not found:
+        raise BadData(f"{name} gives no rows: give at least one.")
+    shapes = {tuple(x.shape[1:]) for x, _ in found}
+    if len(shapes) > 1:
+        raise BadData(f"{name} gives inputs of the shapes {sorted(shapes)[:3]}: all rows must have the same shape.")
+    x, y = zip(*found, strict=True)
+    return torch.cat(x), torch.cat(y)
+
+
+def _pair(batch: Any, name: str, single: bool) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of a batch; of a loader that does not make batches, of a row."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        what = f"{len(batch)} parts" if isinstance(batch, tuple | list) else f"a {type(batch).__name__}"
+        raise BadData(f"{name} gives {what} at a time: it must give pairs (inputs, labels).")
+    x, y = batch
+    if single:
+        x, y = torch.as_tensor(x)[None], torch.as_tensor(y).reshape(1, -1)
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        raise BadData(f"{name} gives a {type(x).__name__} and a {type(y).__name__}: both must be tensors.")
+    y = y.squeeze(1) if y.dim() == 2 and y.shape[1] == 1 else y
+    return x.detach().cpu(), y.detach().cpu()
 
 
 def _inputs(value: Array, name: str) -> tuple[Tensor, float | None]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from vauban.core.crew import Crew
 from vauban.core.data import Data
 from vauban.core.rng import Rng
 from vauban.core.space import Continuous
@@ -27,8 +28,17 @@ class Store(Protocol):
         ...
 
 
+class Diary(Protocol):
+    """What is written down of a training after every epoch, for people to read along."""
+
+    def write(self, epoch: int, figures: Mapping[str, float], pictures: Mapping[str, Tensor]) -> None:
+        """Figures by name, and pictures `[k, channels, height, width]` in [0, 1] by name; epochs are counted from 1."""
+        ...
+
+
 class Context(Protocol):
-    """What a defence may ask of the house: the threat it trains against, the space, an attack, progress, a store."""
+    """What a defence may ask of the house: the threat it trains against, the space, an attack, progress, a store, the crew that
+    trains together, a diary."""
 
     @property
     def radius(self) -> float | None: ...
@@ -39,6 +49,14 @@ class Context(Protocol):
     @property
     def store(self) -> Store | None:
         """None where nothing is kept."""
+        ...
+
+    @property
+    def crew(self) -> Crew: ...
+
+    @property
+    def diary(self) -> Diary | None:
+        """None where nobody reads along."""
         ...
 
     def attack(self, id: str, **settings: Any) -> Callable[..., Any]:

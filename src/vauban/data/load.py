@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
 from vauban.core.data import Data
 from vauban.data.demo import DEMOS
+from vauban.data.folder import read_folder
 from vauban.parts.samples import split
 from vauban.schema.errors import BadData, CorruptFile, UnknownName
 
@@ -23,7 +25,7 @@ def load_data(spec: Any, *, label: str | None = None) -> Data:
     """A data set from what stands for it.
 
     `spec` is a path (`.npz` with x_train, y_train, x_test, y_test, or x, y; `.csv` with `label` naming the column to
-    predict), a `demo:` name, a tuple `(x, y)` or `(x_train, y_train, x_test, y_test)`, or Data. A single part is cut
+    predict), a folder of class folders of pictures (`read_folder`), a `demo:` name, a tuple `(x, y)` or `(x_train, y_train, x_test, y_test)`, or Data. A single part is cut
     into 70 % training and 30 % test rows, always the same, with the classes in equal shares.
 
     uint8 pictures become float32 in [0, 1] with a grid of 1/255; `[n, h, w]` becomes `[n, 1, h, w]` and `[n, h, w, 3]`
@@ -32,12 +34,16 @@ def load_data(spec: Any, *, label: str | None = None) -> Data:
     """
     if isinstance(spec, Data):
         return spec
+    if isinstance(spec, DataLoader | Dataset):
+        raise BadData("A torch loader holds one part of the data: give vauban.Data.of(train_loader, test_loader).")
     if isinstance(spec, tuple | list):
         return _from_parts(tuple(spec), "data")
     text = str(spec)
     if text.startswith("demo:"):
         return DEMOS.load(text)()
     path = Path(text)
+    if path.is_dir():
+        return read_folder(path)
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise BadData(f"The data {text!r} is of no kind that is read here: give {_kinds()}, or demo:digits.")
@@ -184,4 +190,4 @@ READERS: Mapping[str, Callable[[Path, str | None], Data]] = {
 
 
 def _kinds() -> str:
-    return "a .npz or .csv file"
+    return "a .npz or .csv file, a folder of class folders of pictures"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from vauban.attacks.catalog import ATTACKS
 from vauban.core.attack import EvasionScene
-from vauban.core.defence import Store
+from vauban.core.crew import ALONE, Crew
+from vauban.core.defence import Diary, Store
 from vauban.core.goal import Goal
 from vauban.core.registry import configure
 from vauban.core.rng import Rng
@@ -32,15 +33,24 @@ class HouseContext:
     space: Continuous | None
     tell: Progress = silent
     store: Store | None = None
+    crew: Crew = ALONE
+    diary: Diary | None = None
 
     @classmethod
     def of(
-        cls, case: Case, threat: ThreatModel | None, tell: Progress = silent, store: Store | None = None
+        cls,
+        case: Case,
+        threat: ThreatModel | None,
+        tell: Progress = silent,
+        store: Store | None = None,
+        crew: Crew = ALONE,
+        diary: Diary | None = None,
     ) -> HouseContext:
         """The context of a case; without a threat that has a room, there is neither radius nor space."""
         if threat is None or threat.room is None:
-            return cls(None, None, tell, store)
-        return cls(threat.room.radius, case.modality.space(threat.room.space, case.domain), tell, store)
+            return cls(None, None, tell, store, crew, diary)
+        space = case.modality.space(threat.room.space, case.domain)
+        return cls(threat.room.radius, space, tell, store, crew, diary)
 
     def attack(self, id: str, **settings: Any) -> Callable[..., Tensor]:
         """`attack(id, **settings)(target, x, y, rng, domain)` gives adversarial inputs `[n, ...]` within the threat.

@@ -5,58 +5,30 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vauban.core.crew import ALONE, Crew
 from vauban.core.defence import Store
-from vauban.parts.schedules import cosine
-from vauban.schema.errors import NotOffered
+from vauban.core.rng import derive_seed
+from vauban.parts.courses import RATES, Batch, Course, Optimiser, Precision, Schedule, Step, batches
+from vauban.parts.descent import Descent
 
+__all__ = [
+    "RATES", "Batch", "Course", "Judge", "Optimiser", "Precision", "Schedule", "Step", "Trained", "Watch", "batches", "fit",
+    "plain_step", "quiet_rng", "reset", "task_loss", "train",
+]  # fmt: skip
 
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """What a step is made on: inputs `[m, ...]`, labels `[m]`, their numbers in the training set `[m]`."""
-
-    x: Tensor
-    y: Tensor
-    rows: Tensor
-    number: int = 0
-    """Of the step in the run, from 0."""
-    share: float = 1.0
-    """Of the run that is done with this step, above 0 to 1."""
-
-
-Step = Callable[[nn.Module, Batch], Tensor]
-"""(module in training mode, batch) -> its loss."""
 Judge = Callable[[nn.Module], tuple[float, str]]
 """Module in evaluation mode -> how good it is, and why to stop (empty where not)."""
-Optimiser = Literal["adam", "sgd"]
-Schedule = Literal["constant", "cosine", "cycle"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Course:
-    """How long a training goes, and by which steps.
-
-    `schedule`: of the rate: `cosine` falls from epoch to epoch, `cycle` rises over the first fifth and falls to nothing, step by
-    step. `average`: weights are averaged over steps with this decay, and the averages kept (0: not). `repeats`: steps on each batch
-    before the next. `patience`: epochs without a better judgement after which it ends (0: never).
-    """
-
-    epochs: int = 20
-    batch_size: int = 64
-    rate: float = 1e-3
-    weight_decay: float = 0.0
-    optimiser: Optimiser = "adam"
-    schedule: Schedule = "constant"
-    average: float = 0.0
-    repeats: int = 1
-    patience: int = 0
+Watch = Callable[[nn.Module, int, Mapping[str, float]], None]
+"""(module in evaluation mode, epoch from 1, its figures: `loss`, `rate`, `seconds`, `judged` where there is a judge)."""
 
 
 @dataclass
@@ -134,77 +106,89 @@ def train(
     judge: Judge | None = None,
     store: Store | None = None,
     progress: Callable[[int, int], None] | None = None,
+    crew: Crew = ALONE,
+    memory: dict[str, Tensor] | None = None,
+    watch: Watch | None = None,
 ) -> Trained:
     """As `fit`, by a course.
 
     `judge` looks at the module in evaluation mode after every epoch, and may end the run; the weights of the epoch that it
     liked best are kept.
-    `store` is written to after every epoch; a run that finds something there goes on from it, to the same result. A loss that
-    is not finite ends the run with the weights of the epoch before.
+    `store` is written to after every epoch; a run that finds something there goes on from it, to the same result; so does
+    `memory`, in which steps and judge keep what they hand on. A loss that is not finite ends the run with the weights of the
+    epoch before.
+    `crew`: the processes that do this together, each with its share of every batch; all end with the same weights. The first
+    one alone judges, watches, tells and stores, and it alone has its memory put back. `watch` is told of every epoch.
     """
     with quiet_rng(seed):
-        run = _Run(module, course)
+        run = _Run(module, course, crew, seed, {} if memory is None else memory)
         run.resume(store)
         while run.epoch < course.epochs and not run.ended:
             run.go_on(x, y, step)
             run.judged(judge)
-            if store is not None:
-                store.save(run.tensors(), run.facts())
-            if progress is not None:
-                progress(run.epoch, course.epochs)
+            if crew.rank == 0:
+                if store is not None:
+                    store.save(run.tensors(), run.facts())
+                run.shown(watch)
+                if progress is not None:
+                    progress(run.epoch, course.epochs)
         return run.finish()
 
 
 class _Run:
     """A training between two epochs."""
 
-    def __init__(self, module: nn.Module, course: Course) -> None:
-        self.module, self.course = module, course
-        self.optimizer = _OPTIMISERS[course.optimiser](module.parameters(), course.rate, course.weight_decay)
+    def __init__(self, module: nn.Module, course: Course, crew: Crew, seed: int, memory: dict[str, Tensor]) -> None:
+        self.module, self.course, self.crew, self.seed, self.memory = module, course, crew, seed, memory
+        self.home = next((p.device for p in module.parameters()), torch.device("cpu"))
+        if crew.device is not None:
+            module.to(crew.device)
+        if crew.size > 1:  # all begin at the weights of the first
+            module.load_state_dict(crew.same(lambda: {k: v.cpu() for k, v in module.state_dict().items()}))
+        self.descent = Descent(module, course, crew)
         self.epoch, self.best, self.top = 0, 0, -math.inf
         self.ended = ""
         self.history: list[dict[str, float]] = []
+        self.figures: dict[str, float] = {}
+        """Of the last epoch, for whoever watches."""
         self.averaged = {k: v.clone() for k, v in _floats(module).items()} if course.average else {}
         self.kept: dict[str, Tensor] = {}
         """The state of the best epoch, where there is a judge."""
 
     def go_on(self, x: Tensor, y: Tensor, step: Step) -> None:
         """One epoch; the state before it comes back where the loss is lost."""
-        before = copy.deepcopy(self.module.state_dict())
-        parts, course = batches(torch.randperm(len(x)), self.course.batch_size), self.course
+        before, course, device, since = (
+            copy.deepcopy(self.module.state_dict()),
+            self.course,
+            self.descent.device,
+            time.monotonic(),
+        )
+        parts = batches(self._order(len(x)), course.batch_size)
         # a batch that is repeated counts as often as it is stepped on
         each, total = len(parts) * course.repeats, len(parts) * course.repeats * course.epochs
-        losses = []
+        losses, rate = [], 0.0
         for place, rows in enumerate(part for part in parts for _ in range(course.repeats)):
             number = self.epoch * each + place
-            batch = Batch(x[rows], y[rows], rows, number, (number + 1) / total)
-            loss = self._step(step, batch, RATES[course.schedule](self.epoch / course.epochs, (number + 0.5) / total))
+            batch = Batch(x[rows].to(device), y[rows].to(device), rows, number, (number + 1) / total)
+            rate = RATES[course.schedule](self.epoch / course.epochs, (number + 0.5) / total)
+            loss = self.descent.step(step, batch, rate)
             if not math.isfinite(loss):
                 self.module.load_state_dict(before)
                 self.ended = f"the loss was {loss} in epoch {self.epoch + 1}: the weights are those of the epoch before"
                 return
+            if self.averaged:
+                self._average(number)
             losses.append(loss)
+        self.descent.level(self.averaged)
         self.epoch += 1
         self.history.append({"loss": sum(losses) / len(losses)})
+        self.figures = {"rate": course.rate * rate, "seconds": time.monotonic() - since}
 
-    def _step(self, step: Step, batch: Batch, share: float) -> float:
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.course.rate * share
-        self.module.train()
-        loss = step(self.module, batch)
-        if not loss.requires_grad:
-            raise NotOffered(
-                "the model passes no gradients to its weights (no_grad, argmax or detach inside, or every weight "
-                "of the factory's module frozen), so that none like it can be trained"
-            )
-        told = float(loss.detach())
-        if math.isfinite(told):
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
-            if self.averaged:
-                self._average(batch.number)
-        return told
+    def _order(self, count: int) -> Tensor:
+        """Of the rows in this epoch. The other processes draw dropout and the like by numbers of their own, fresh every epoch."""
+        if self.crew.rank:
+            torch.manual_seed(derive_seed(self.seed, "crew", self.crew.rank, self.epoch))
+        return self.crew.same(lambda: torch.randperm(count))
 
     def _average(self, number: int) -> None:
         # a young average follows closely, for it not to remember the weights before training
@@ -217,7 +201,7 @@ class _Run:
         if judge is None or self.ended:
             return
         with _lent(self.module, self.averaged):
-            score, self.ended = judge(self.module.eval())
+            score, self.ended = self.crew.same(lambda: judge(self.module.eval()))
             self.history[-1]["judged"] = score
             # of equals the later, which has seen more
             if score >= self.top:
@@ -225,11 +209,20 @@ class _Run:
         if not self.ended and self.course.patience and self.epoch - self.best >= self.course.patience:
             self.ended = f"no better for {self.course.patience} epochs"
 
+    def shown(self, watch: Watch | None) -> None:
+        """The weights that were judged, to whoever watches; an epoch whose loss was lost is not shown."""
+        if watch is not None and self.figures:
+            with _lent(self.module, self.averaged):
+                watch(self.module.eval(), self.epoch, {**self.history[-1], **self.figures})
+            self.figures = {}
+
     def tensors(self) -> dict[str, Tensor]:
         """All that the next epoch depends on."""
         found = {f"module/{k}": v for k, v in self.module.state_dict().items()}
         found |= {f"averaged/{k}": v for k, v in self.averaged.items()} | {f"kept/{k}": v for k, v in self.kept.items()}
-        for number, state in self.optimizer.state_dict()["state"].items():
+        found |= {f"memory/{k}": v.detach() for k, v in self.memory.items()}
+        found |= {f"slope/{k}": v.grad for k, v in self.memory.items() if v.grad is not None}
+        for number, state in self.descent.optimizer.state_dict()["state"].items():
             found |= {f"optimizer/{number}/{k}": v for k, v in state.items() if isinstance(v, Tensor)}
         found["random"] = torch.get_rng_state()
         if torch.cuda.is_available():
@@ -244,27 +237,41 @@ class _Run:
 
     def resume(self, store: Store | None) -> None:
         """Go on from what is there, if it is of the same course."""
-        found = store.load() if store is not None else None
+        found = self.crew.same(lambda: store.load() if store is not None else None)
         if found is None or found[1].get("course") != asdict(self.course):
             return
         tensors, facts = found
+        device, optimizer = self.descent.device, self.descent.optimizer
         self.module.load_state_dict(_under("module/", tensors))
-        self.averaged, self.kept = _under("averaged/", tensors), _under("kept/", tensors)
+        self.averaged = {k: v.to(device) for k, v in _under("averaged/", tensors).items()}
+        self.kept = _under("kept/", tensors)
         state: dict[int, dict[str, Tensor]] = {}
         for name, value in _under("optimizer/", tensors).items():
             number, _, key = name.partition("/")
             state.setdefault(int(number), {})[key] = value
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": state})
-        torch.set_rng_state(tensors["random"].cpu())
-        if "random.cuda" in tensors and torch.cuda.is_available():
-            torch.cuda.set_rng_state(tensors["random.cuda"].cpu())
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        if self.crew.rank == 0:
+            self._remember(tensors)
         self.epoch, self.best, self.ended = facts["epoch"], facts["best"], facts["ended"]
         self.top, self.history = -math.inf if facts["top"] is None else facts["top"], facts["history"]
 
+    def _remember(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put back the random state, and what steps hand on with its gradients."""
+        torch.set_rng_state(tensors["random"].cpu())
+        if "random.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["random.cuda"].cpu())
+        device, slopes = self.descent.device, _under("slope/", tensors)
+        for name, value in _under("memory/", tensors).items():
+            self.memory[name] = value.to(device)
+            if name in slopes:
+                self.memory[name].requires_grad_().grad = slopes[name].to(device)
+
     def finish(self) -> Trained:
-        self.optimizer.zero_grad(set_to_none=True)
+        self.descent.optimizer.zero_grad(set_to_none=True)
         state = self.kept or self.averaged
         self.module.load_state_dict(state, strict=False)
+        if self.crew.device is not None:
+            self.module.to(self.home)
         return Trained(self.module.eval(), self.epoch, self.best or self.epoch, self.ended, self.history)
 
 
@@ -289,46 +296,6 @@ def _lent(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         module.load_state_dict(own, strict=False)
-
-
-def _constant(epochs: float, steps: float) -> float:
-    return 1.0
-
-
-def _cosine(epochs: float, steps: float) -> float:
-    return cosine(epochs, 1)
-
-
-def _cycle(epochs: float, steps: float) -> float:
-    return steps / RISE if steps < RISE else (1 - steps) / (1 - RISE)
-
-
-RISE = 0.2
-"""Share of a cycle in which the rate rises."""
-RATES: Mapping[Schedule, Callable[[float, float], float]] = {"constant": _constant, "cosine": _cosine, "cycle": _cycle}
-"""(share of the epochs done, share of the steps done) -> share of the first rate."""
-
-
-def batches(order: Tensor, size: int) -> Sequence[Tensor]:
-    """`order` in parts of `size`; a single row left over joins the part before it, for batch normalisation needs two."""
-    parts = list(order.split(size))
-    if len(parts) > 1 and len(parts[-1]) == 1:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
-
-
-def _adam(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.Adam(parameters, lr=rate, weight_decay=weight_decay)
-
-
-def _sgd(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=weight_decay, nesterov=True)
-
-
-_OPTIMISERS: dict[str, Callable[[Iterator[nn.Parameter], float, float], torch.optim.Optimizer]] = {
-    "adam": _adam,
-    "sgd": _sgd,
-}
 
 
 def reset(module: nn.Module, seed: int) -> nn.Module:

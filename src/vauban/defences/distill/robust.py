@@ -8,8 +8,9 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
+from vauban.core.crew import Crew
 from vauban.core.data import Data
-from vauban.core.defence import Context, Hardened, Store
+from vauban.core.defence import Context, Diary, Hardened, Store
 from vauban.core.registry import configure
 from vauban.core.rng import Rng
 from vauban.core.space import Continuous
@@ -55,6 +56,8 @@ class RobustDistillation(Searching):
         average: decay, a step, of averaged weights, which are then the result; 0 for none.
         validation: share of the training rows that are kept aside; the epoch that is most robust on them is the result.
         patience: epochs without a better one after which training ends; 0 for never.
+        accumulate: parts in which the gradient of a batch is summed up, to save memory; the step is that of the whole batch.
+        precision: of the passes, `float32` or `bf16`, which is faster on GPUs that have it; weights stay in float32.
         from_scratch: start from fresh weights.
     """
 
@@ -97,8 +100,8 @@ class RobustDistillation(Searching):
         model = torch_backed(target, self.card)
         x, _ = training_rows(model, data, self.card)
         kept = context.store.load() if context.store else None
-        if kept is not None and f"beside/{SOFT}" in kept[0]:
-            soft = kept[0][f"beside/{SOFT}"]
+        if kept is not None and f"memory/{SOFT}" in kept[0]:
+            soft = kept[0][f"memory/{SOFT}"]
         else:
             soft = _answers(self._teacher(model, data, rng, context), x)
         student = _Part(context, "student", {SOFT: soft})
@@ -141,7 +144,7 @@ def _answers(teacher: TorchModel, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _Part:
-    """One of two trainings in a row: each keeps its own state in the same store, and the second what the first one made."""
+    """One of two trainings in a row: each keeps its own state in the same store; the second begins with what the first one made."""
 
     whole: Context
     name: str
@@ -156,6 +159,14 @@ class _Part:
         return self.whole.space
 
     @property
+    def crew(self) -> Crew:
+        return self.whole.crew
+
+    @property
+    def diary(self) -> Diary | None:
+        return self.whole.diary
+
+    @property
     def store(self) -> Store | None:
         return self if self.whole.store else None
 
@@ -168,8 +179,7 @@ class _Part:
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """As of a store."""
         assert self.whole.store is not None
-        more = {f"beside/{k}": v for k, v in self.beside.items()}
-        self.whole.store.save({**tensors, **more}, {**facts, "part": self.name})
+        self.whole.store.save(tensors, {**facts, "part": self.name})
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """As of a store; None for what another part left."""

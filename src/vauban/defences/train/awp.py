@@ -43,6 +43,8 @@ class WeightPerturbation(Searching):
         average: decay, a step, of averaged weights, which are then the result; 0 for none.
         validation: share of the training rows that are kept aside; the epoch that is most robust on them is the result.
         patience: epochs without a better one after which training ends; 0 for never.
+        accumulate: parts in which the gradient of a batch is summed up, to save memory; each part moves the weights by itself.
+        precision: of the passes, `float32` or `bf16`, which is faster on GPUs that have it; weights stay in float32.
         from_scratch: start from fresh weights.
     """
 
@@ -78,7 +80,7 @@ class WeightPerturbation(Searching):
         if batch.share <= self.delay:
             return row_losses(inner.answer(z), batch.y).mean()
         moved = self._moved(inner, z, batch.y)
-        return row_losses(inner.target.read(functional_call(inner.module, moved, (z.clone(),))), batch.y).mean()
+        return row_losses(inner.read(functional_call(inner.module, moved, (z.clone(),))), batch.y).mean()
 
     def _moved(self, inner: Inner, z: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The matrices one step up the loss; differentiable with respect to the weights as they are."""

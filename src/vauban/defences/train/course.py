@@ -10,15 +10,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from vauban.core.crew import ALONE
 from vauban.core.data import Data
-from vauban.core.defence import Context, Hardened
+from vauban.core.defence import Context, Diary, Hardened
 from vauban.core.rng import Rng
 from vauban.core.space import Continuous
 from vauban.core.target import Target
 from vauban.defences.common import TorchModel, around, fresh, loaded, placement, torch_backed, training_rows
+from vauban.defences.train.diary import SHOWN, Pages, by_parts
 from vauban.defences.train.inner import Inner
 from vauban.parts.layout import memory_format
-from vauban.parts.training import Batch, Course, Schedule, Trained, train
+from vauban.parts.training import Batch, Course, Precision, Schedule, Trained, Watch, train
 from vauban.schema.cards import DefenceCard
 from vauban.schema.errors import BadData, BadThreat
 
@@ -49,6 +51,8 @@ class AdversarialTraining(ABC):
     average: float = 0.0
     validation: float = 0.0
     patience: int = 0
+    accumulate: int = 1
+    precision: Precision = "float32"
     from_scratch: bool = False
 
     def __post_init__(self) -> None:
@@ -67,6 +71,7 @@ class AdversarialTraining(ABC):
             raise ValueError(f"validation is a share of the training rows in [0, 0.5], got {self.validation}")
         if self.patience < 0 or (self.patience and not self.validation):
             raise ValueError(f"patience is a number of epochs and needs validation above 0, got {self.patience}")
+        Course(batch_size=self.batch_size, accumulate=self.accumulate, precision=self.precision)  # says what is wrong
 
     @abstractmethod
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
@@ -91,7 +96,8 @@ class AdversarialTraining(ABC):
     def course(self) -> Course:
         return Course(
             epochs=self.epochs, batch_size=self.batch_size, rate=self.rate, weight_decay=self.weight_decay,
-            schedule=self.schedule, average=self.average, patience=self.patience,
+            schedule=self.schedule, average=self.average, patience=self.patience, accumulate=self.accumulate,
+            precision=self.precision,
         )  # fmt: skip
 
     def facts(self) -> dict[str, Any]:
@@ -118,8 +124,10 @@ class AdversarialTraining(ABC):
         facts |= {"ended": made.ended} if made.ended else {}
         if self.validation:
             facts |= {"best_epoch": made.best, "validated": max(e.get("judged", 0.0) for e in made.history)}
+        facts |= {"precision": self.precision} if self.precision != "float32" else {}
         caveats = (
             *((_PLAIN,) if target.recipe else ()),
+            *((_COARSE,) if self.precision == "bf16" and _on_cpu(module, context) else ()),
             *((f"Training ended early: {made.ended}.",) if made.ended else ()),
         )
         return Hardened(around(model, made.module, self.suffix), facts, caveats)
@@ -151,6 +159,13 @@ _PLAIN = (
 )
 
 
+_COARSE = "Trained in bf16 on a CPU, where that saves little time: passes in float32 are more exact."
+
+
+def _on_cpu(module: nn.Module, context: Context) -> bool:
+    return (context.crew.device or placement(module)[0]).type == "cpu"
+
+
 _FAILED = "catastrophic overfitting: of the rows kept aside {score:.1%} held against ten steps, after {best:.1%} in a better epoch"
 
 
@@ -164,9 +179,7 @@ class Drill:
     radius: float
     rng: Rng
     memory: dict[str, Tensor] = field(default_factory=dict)
-    """What a method hands from batch to batch."""
-    best: float = 0.0
-    """Accuracy under attack of the best epoch."""
+    """What a method hands from batch to batch, and the accuracy under attack of the best epoch as `best`."""
     taught: Tensor | None = None
     """The numbers of the rows that are trained on, among all; None where these are all."""
     order: torch.memory_format = torch.preserve_format
@@ -197,6 +210,11 @@ class Drill:
             judge=(lambda net: self.judge(net, x[held], y[held], held)) if count else None,
             store=context.store if context else None,
             progress=(lambda done, total: context.progress(done, total, name)) if context else None,
+            crew=context.crew if context else ALONE,
+            memory=self.memory,
+            watch=self.watch(
+                context.diary if context else None, x, y, held if count else self.taught[:SHOWN], bool(count)
+            ),
         )
         _laid(made.module, torch.contiguous_format)
         return made
@@ -216,14 +234,26 @@ class Drill:
         """How good an epoch is, on rows that are not trained on, and why to stop."""
         device, _ = placement(module)
         inner = self.inner(module, self.radius, "judge")
-        found = []
-        for part in torch.arange(len(x)).split(256):
-            batch = Batch(x[part].to(device), y[part].to(device), rows[part].to(device))
-            found.append(self.how.judged(inner, batch))
-        score = float(torch.cat(found).mean())
-        failed = self.how.watched and 0 <= score < self.best / 2
-        self.best = max(self.best, score)
-        return score, _FAILED.format(score=score, best=self.best) if failed else ""
+        whole = Batch(x.to(device), y.to(device), rows.to(device))
+        score = float(by_parts(whole, lambda batch: self.how.judged(inner, batch)).mean())
+        best = float(self.memory.get("best", torch.zeros(())))
+        failed = self.how.watched and 0 <= score < best / 2
+        best = max(best, score)
+        self.memory["best"] = torch.tensor(best, dtype=torch.float64)
+        return score, _FAILED.format(score=score, best=best) if failed else ""
+
+    def watch(self, diary: Diary | None, x: Tensor, y: Tensor, rows: Tensor, held: bool) -> Watch | None:
+        """Writes the diary, where there is one; `rows` are looked at."""
+        if diary is None:
+            return None
+
+        def look(module: nn.Module, epoch: int, figures: Mapping[str, float]) -> None:
+            device, _ = placement(module)
+            batch = Batch(x[rows].to(device), y[rows].to(device), rows.to(device))
+            inner = self.inner(module, self.radius, "diary")
+            Pages(diary, self.target.domain, batch, held, JUDGED).write(inner, epoch, figures)
+
+        return look
 
 
 def _laid(module: Any, order: torch.memory_format) -> None:

@@ -41,6 +41,8 @@ class FastTraining(AdversarialTraining):
         average: decay, a step, of averaged weights, which are then the result; 0 for none.
         validation: share of the training rows that are kept aside to judge epochs; at 0 nothing tells when the single step fails.
         patience: epochs without a better one after which training ends; 0 for never.
+        accumulate: parts in which the gradient of a batch is summed up, to save memory; the step is that of the whole batch.
+        precision: of the passes, `float32` or `bf16`, which is faster on GPUs that have it; weights stay in float32.
         from_scratch: start from fresh weights.
     """
 

@@ -37,6 +37,9 @@ class FreeTraining(AdversarialTraining):
         average: decay, a step, of averaged weights, which are then the result; 0 for none.
         validation: share of the training rows that are kept aside; the epoch that is most robust on them is the result.
         patience: epochs without a better one after which training ends; 0 for never.
+        accumulate: parts in which the gradient of a batch is summed up, to save memory; the step is that of the whole batch (but
+            after a last batch with fewer than two rows a part, whose changes are handed on by another order).
+        precision: of the passes, `float32` or `bf16`, which is faster on GPUs that have it; weights stay in float32.
         from_scratch: start from fresh weights.
     """
 
@@ -70,16 +73,16 @@ class FreeTraining(AdversarialTraining):
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """That of the inputs as the passes before have changed them."""
         frame, places = inner.frame(batch)
-        z = inner.space.within(frame.start, inner.radius)(frame.start + self._change(inner, frame.start))
-        inner.memory["point"], inner.memory["start"] = z.requires_grad_(), frame.start
+        z = inner.space.within(frame.start, inner.radius)(frame.start + self._change(inner, frame.start, batch.part))
+        inner.memory[f"point.{batch.part}"], inner.memory[f"start.{batch.part}"] = z.requires_grad_(), frame.start
         return row_losses(inner.answer(frame.render(z, places)), batch.y).mean()
 
-    def _change(self, inner: Inner, start: Tensor) -> Tensor:
+    def _change(self, inner: Inner, start: Tensor, part: int) -> Tensor:
         """What the last pass made of the change before it, for as many rows as are here."""
         change = torch.zeros_like(start)
-        point = inner.memory.get("point")
+        point = inner.memory.get(f"point.{part}")
         if point is not None and point.grad is not None:
-            before, z = inner.memory["start"], point.detach()
+            before, z = inner.memory[f"start.{part}"], point.detach()
             moved = inner.space.within(before, inner.radius)(z + inner.space.steepest(point.grad, z, inner.radius))
             count = min(len(change), len(moved))
             change[:count] = (moved - before)[:count]

@@ -32,7 +32,13 @@ class Inner:
 
     def answer(self, z: Tensor) -> Outputs:
         """Differentiable."""
-        return self.target.read(self.module(z.clone()))  # it may begin with a layer that works in place
+        return self.read(self.module(z.clone()))  # it may begin with a layer that works in place
+
+    def read(self, raw: object) -> Outputs:
+        """What the module gave; losses are computed in float32 at least."""
+        outputs = self.target.read(raw)
+        coarse = outputs.values.dtype in (torch.bfloat16, torch.float16)
+        return replace(outputs, values=outputs.values.float()) if coarse else outputs
 
     def calm(self, x: Tensor) -> Outputs:
         """Without gradients, in evaluation mode."""

@@ -47,6 +47,8 @@ class NoiseTraining(AdversarialTraining):
         average: decay, a step, of averaged weights, which are then the result; 0 for none.
         validation: share of the training rows that are kept aside; the epoch whose vote holds best on them is the result.
         patience: epochs without a better one after which training ends; 0 for never.
+        accumulate: parts in which the gradient of a batch is summed up, to save memory; the step is that of the whole batch.
+        precision: of the passes, `float32` or `bf16`, which is faster on GPUs that have it; weights stay in float32.
         from_scratch: start from fresh weights.
     """
 
@@ -96,9 +98,9 @@ class NoiseTraining(AdversarialTraining):
             return (_mean(inner, z, noise).labels == batch.y).double()
 
     def _noise(self, inner: Inner, batch: Batch, copies: int) -> Tensor:
-        """`[copies, m, ...]`."""
-        drawn = torch.randn(copies, *batch.x.shape, generator=inner.rng.torch("noise"))
-        return self.sigma * drawn.to(batch.x)
+        """`[copies, m, ...]`, each row's own, whatever batch it is in."""
+        drawn = inner.rng.child("noise").normal(batch.rows, (copies, *batch.x.shape[1:]))
+        return self.sigma * drawn.to(batch.x).movedim(1, 0)
 
     def _worst(self, inner: Inner, batch: Batch, noise: Tensor, steps: int) -> Tensor:
         with only_inputs(inner.module):

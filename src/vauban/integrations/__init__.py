@@ -1,0 +1,1 @@
+"""Other people's tools: thin, and loaded when they are used."""
