@@ -46,7 +46,7 @@ LARGEST = 10
 """Features told of each row."""
 USUAL_ATTACK = "evasion.pgd"
 ROUGH = 0.05
-"""A gap of completeness above this share of the score's way is told."""
+"""A gap of completeness above this share of all that is attributed is told."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,8 +238,8 @@ def _rough(before: Attributed, after: Attributed | None) -> str:
     if most <= ROUGH:
         return ""
     return (
-        f"The attributions miss the score's way from the baseline by up to {100 * most:.2g} %: take more points "
-        "(--set steps=200)."
+        f"The attributions miss what they should sum to by up to {100 * most:.2g} % of what is attributed: take more points "
+        "(--method integrated_gradients --set steps=200); where that does not help, gradients tell little about this model."
     )
 
 

@@ -114,10 +114,14 @@ class Attributed:
 
     @property
     def missed(self) -> float | None:
-        """The largest gap, as a share of the change of the score that it should sum to; None where it need not."""
+        """The largest gap, as a share of all that is attributed (or of the score's change, where that is more).
+
+        None where attributions need not sum to anything.
+        """
         if self.gap is None or self.change is None or not len(self.gap):
             return None
-        return float((self.gap / self.change.abs().clamp_min(1e-12)).max())
+        whole = torch.maximum(self.x.double().abs().flatten(1).sum(1), self.change.abs())
+        return float((self.gap / whole.clamp_min(1e-12)).max())
 
 
 def attribute(
