@@ -73,6 +73,8 @@ def test_one_class_for_all_rows() -> None:
     other = vauban.explain(target, data, rows=(0, 1, 2), about=0, baseline="zero")
     np.testing.assert_allclose(one.attribution, (8 * WEIGHT * data.x_test[:3]).numpy(), atol=1e-5)
     np.testing.assert_allclose(one.attribution, -other.attribution, atol=1e-6)
+    assert [row.clean.explained for row in one.told.rows] == ["1"] * 3
+    assert [row.clean.label for row in one.told.rows] == [str(int(v)) for v in data.x_test[:3] @ WEIGHT[0] > 0.6]
     with pytest.raises(BadOption, match="0 to 1"):
         vauban.explain(target, data, about=2)
 

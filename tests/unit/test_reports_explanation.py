@@ -30,8 +30,8 @@ def told(attacked: bool = True, word: str = "7") -> Explanation:
     row = ExplainedRow(
         row=12,
         truth=word,
-        clean=Answer(label=word, score=17.5, change=17.0, gap=0.013),
-        attacked=Answer(label="8", score=4.0) if attacked else None,
+        clean=Answer(label=word, explained=word, score=17.5, change=17.0, gap=0.013),
+        attacked=Answer(label="8", explained="8", score=4.0) if attacked else None,
         status="broken" if attacked else "",
         largest=features,
         exhibit=Exhibit(title=word, pictures=[Picture(caption=word, png="AAAA")]),

@@ -238,7 +238,7 @@ def _rough(before: Attributed, after: Attributed | None) -> str:
     if most <= ROUGH:
         return ""
     return (
-        f"The attributions miss what they should sum to by up to {100 * most:.2g} % of what is attributed: take more points "
+        f"The attributions miss what they should sum to by up to {100 * most:.3g} % of what is attributed: take more points "
         "(--method integrated_gradients --set steps=200); where that does not help, gradients tell little about this model."
     )
 
@@ -249,15 +249,14 @@ def _told(
     """Each row in words and pictures."""
     domain = target.domain
     names = feature_names(domain, data.shape)
-    labels = _labels(target, data.x_test, asked.about)
-    labels_after = _labels(target, attacked.x, asked.about) if attacked else labels
+    said = _answers(target, data.x_test, before, asked.about)
+    said_after = _answers(target, attacked.x, after, asked.about) if attacked and after else said
     rows = []
     for i, row in enumerate(asked.rows):
         one = slice(i, i + 1)
         moved = after if after is not None and attacked is not None and attacked.found[i] else None
         changed = attacked.x[one] if moved and attacked else None
-        clean = _answer(labels[i], before, i, domain)
-        then = _answer(labels_after[i], moved, i, domain) if moved else None
+        clean, then = said[i], said_after[i] if moved else None
         title = f"answer {clean.label}" + (f" becomes {then.label}" if then else "")
         shown = modality(str(domain.kind)).exhibit(
             data.x_test[one], changed, before.x[one], moved.x[one] if moved else None, [title], domain
@@ -276,20 +275,21 @@ def _told(
     return rows
 
 
-def _labels(target: Target, x: Tensor, about: int | None) -> Tensor:
-    """What is explained of each row: its answer, or class `about`."""
-    first = answers(target, x)
+def _answers(target: Target, x: Tensor, found: Attributed, about: int | None) -> list[Answer]:
+    """What was answered to each row, and what is explained of it."""
+    domain, first = target.domain, answers(target, x)
     wanted = picked(first, about)
-    return first.values if wanted is None else wanted
-
-
-def _answer(label: Tensor, found: Attributed, i: int, domain: Domain) -> Answer:
-    return Answer(
-        label=word(label, domain),
-        score=float(found.score[i]),
-        change=None if found.change is None else float(found.change[i]),
-        gap=None if found.gap is None else float(found.gap[i]),
-    )
+    explained = first.labels if wanted is None else wanted
+    return [
+        Answer(
+            label=word(first.labels[i], domain),
+            explained=word(explained[i], domain),
+            score=float(found.score[i]),
+            change=None if found.change is None else float(found.change[i]),
+            gap=None if found.gap is None else float(found.gap[i]),
+        )
+        for i in range(len(x))
+    ]
 
 
 def feature_names(domain: Domain, shape: Sequence[int]) -> list[str]:

@@ -54,7 +54,7 @@ def adversarial_exhibits(result: Run, case: Case, goal: Goal) -> list[Exhibit]:
 def _gap(before: Attributed, after: Attributed) -> str:
     most = max(before.missed or 0.0, after.missed or 0.0)
     return (
-        f"Integrated gradients in {METHOD.steps} steps; the sums miss the scores by at most {100 * most:.2g} % of what is "
+        f"Integrated gradients in {METHOD.steps} steps; the sums miss the scores by at most {100 * most:.3g} % of what is "
         "attributed."
     )
 

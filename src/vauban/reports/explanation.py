@@ -32,18 +32,20 @@ def render(told: Explanation) -> str:
 
 
 def how(told: Explanation) -> str:
-    """`integrated gradients (steps 50, rule gauss_legendre), from the baseline low`."""
-    settings = ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}" for name, value in told.settings.items()
-    )
+    """`integrated gradients (steps 50, rule gauss_legendre), against the baseline low`; what is 0 chooses itself."""
+    shown = {
+        name: f"{value:g}" if isinstance(value, float) else value for name, value in told.settings.items() if value
+    }
+    settings = ", ".join(f"{name} {value}" for name, value in shown.items())
     method = NAMES.get(told.method, told.method)
-    return f"{method} ({settings}), against the baseline {told.baseline!r}" if settings else method
+    return f"{method}{f' ({settings})' if settings else ''}, against the baseline {told.baseline}"
 
 
 def answer(found: Answer) -> str:
     """`6 with score 9.12`, and how far the attributions miss what they should sum to."""
     missed = "" if found.gap is None else f" (its attributions miss their sum by {found.gap:.2g})"
-    return f"{found.label} with score {found.score:.4g}{missed}"
+    other = "" if found.explained == found.label else f", explained is {found.explained}"
+    return f"{found.label}{other} with score {found.score:.4g}{missed}"
 
 
 def text(told: Explanation) -> str:

@@ -26,6 +26,8 @@ class Answer(Frozen):
     """What a model answered to one input, and how well the attributions add up to it."""
 
     label: str
+    explained: str
+    """The class that is explained; the answer itself unless another was asked about."""
     score: float
     """What is explained: the class's logit or probability (of two logits their difference), or a regression's value."""
     change: float | None = None

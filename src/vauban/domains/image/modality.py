@@ -61,7 +61,7 @@ class Image(Boxed):
         told = (
             (changed is not None, "In the change, mid-grey is none."),
             (after is not None, "Attributions share one scale."),
-            (before is not None, "Red speaks for the class that the model answered, blue against it."),
+            (before is not None, "Red speaks for what is explained, blue against it."),
             (after is not None, "Their change is adversarial less clean: red is what the attack added."),
         )
         return Exhibit(
