@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 import vauban
 from vauban.cli.app import app
+from vauban.engine.attributing import attribute
+from vauban.parts.attribution import IntegratedGradients
 from vauban.schema.errors import BadData, BadOption, BadThreat, NotOffered, RunFolder, UnknownName
 
 WEIGHT = torch.tensor([[2.0, -1.0, 0.0, 0.5]])
@@ -165,6 +167,33 @@ def test_gradients_that_say_nothing_are_noticed() -> None:
     assert not blocked.attribution.any()
     assert any("by up to 100 %" in note for note in blocked.told.notes)
     assert vauban.explain(target, table(), rows=(0, 1, 2), method="occlusion", baseline="zero").attribution.any()
+
+
+class Hidden:
+    """A target whose own gradients say nothing, with a version that lets them through."""
+
+    def __init__(self) -> None:
+        self.inner = vauban.target(Steps(), bounds=(0, 1), classes=2, kind="tabular")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def softened(self) -> Any:
+        return vauban.target(linear(), bounds=(0, 1), classes=2)
+
+
+def test_of_a_model_that_hides_its_gradients_the_softened_version_is_explained() -> None:
+    data, hidden = table(), Hidden()
+    found = attribute(
+        hidden,  # type: ignore[arg-type]
+        data.x_test,
+        IntegratedGradients(),
+        torch.zeros(4),
+        domain=hidden.inner.domain,
+        ids=data.ids,
+        about=1,
+    )
+    assert torch.allclose(found.x, 8 * WEIGHT * data.x_test, atol=1e-5)
 
 
 def test_a_regression_is_explained_by_its_value() -> None:
