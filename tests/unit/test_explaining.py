@@ -204,6 +204,11 @@ def test_a_regression_is_explained_by_its_value() -> None:
         net.weight.copy_(WEIGHT)
     found = vauban.explain(vauban.target(net, task="regression"), (x, y), rows=(0, 5), baseline="zero")
     np.testing.assert_allclose(found.attribution, WEIGHT.numpy() * x[[0, 5]], atol=1e-5)
+    attacked = vauban.explain(vauban.target(net, task="regression"), (x, y), rows=3, threat="linf:0.3", baseline="zero")
+    assert attacked.told.rows[0].status == "broken"
+    assert attacked.changed is not None
+    moved = (attacked.changed - x[[3]]) @ WEIGHT.numpy()[0]
+    assert abs(float(moved[0])) > 0.5 * y.std()
     with pytest.raises(BadOption, match="no classes"):
         vauban.explain(vauban.target(net, task="regression"), (x, y), about=1)
 

@@ -211,12 +211,20 @@ def _attack(asked: Question, target: Target, data: Data) -> Attacked | None:
     no = refusal(card, threat, case)
     if no is not None:
         raise NotOffered(f"{card.id} cannot be made here: {no.reason}.")
-    check = Check(id=card.id, threat=threat, settings=asked.attack_settings)
+    # what counts as another answer of a regression is told by all labels, not by those of the rows asked for
+    apart = {} if domain.task != "regression" else {"tolerance": _tolerance(asked.data)}
+    check = Check(id=card.id, threat=threat, settings={**apart, **asked.attack_settings})
     run = evasion.run(check, case)
     found = [o == "b" and bool(s) for o, s in zip(run.outcomes, run.verified.survives, strict=True)]
     mask = torch.tensor(found).reshape(-1, *[1] * len(data.shape))
     words = [_status(*one) for one in zip(run.outcomes, found, strict=True)]
     return Attacked(torch.where(mask, run.verified.stored, data.x_test), found, words, check)
+
+
+def _tolerance(data: Data) -> float:
+    """Half a standard deviation of the labels, as in an audit."""
+    y = data.y_train if data.has_train else data.y_test
+    return 0.5 * float(y.to(torch.float64).std())
 
 
 OUTCOMES = {
