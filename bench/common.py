@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = (
-    "torch", "numpy", "vauban", "foolbox", "torchattacks", "adversarial-robustness-toolbox", "cleverhans", "adv-lib"
+    "torch", "numpy", "vauban", "foolbox", "torchattacks", "adversarial-robustness-toolbox", "cleverhans", "adv-lib",
+    "captum"
 )  # fmt: skip
 SLACK = 1e-6
 """A float32 point may lie this far outside its radius: the rounding of its coordinates in [0, 1]."""

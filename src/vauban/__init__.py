@@ -14,7 +14,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vauban.api import AttackResult, attack, audit, compare, harden, load_data, load_target, target
+    from vauban.api import (
+        AttackResult,
+        ExplainResult,
+        attack,
+        audit,
+        compare,
+        explain,
+        harden,
+        load_data,
+        load_target,
+        target,
+    )
     from vauban.core.data import Data
     from vauban.schema.log import AuditLog
     from vauban.schema.threat import ThreatModel
@@ -23,10 +34,12 @@ _WHERE = {
     "AttackResult": "vauban.api",
     "AuditLog": "vauban.schema.log",
     "Data": "vauban.core.data",
+    "ExplainResult": "vauban.api",
     "ThreatModel": "vauban.schema.threat",
     "attack": "vauban.api",
     "audit": "vauban.api",
     "compare": "vauban.api",
+    "explain": "vauban.api",
     "harden": "vauban.api",
     "load_data": "vauban.api",
     "load_target": "vauban.api",
@@ -37,10 +50,12 @@ __all__ = [
     "AttackResult",
     "AuditLog",
     "Data",
+    "ExplainResult",
     "ThreatModel",
     "attack",
     "audit",
     "compare",
+    "explain",
     "harden",
     "load_data",
     "load_target",

@@ -15,6 +15,8 @@ from vauban.attacks.catalog import ATTACKS
 from vauban.audits import runner
 from vauban.audits.compare import compare as compare_logs
 from vauban.audits.config import seconds
+from vauban.audits.explaining import ExplainResult, Question
+from vauban.audits.explaining import explain as explain_rows
 from vauban.audits.gate import Gate
 from vauban.audits.plan import Request, check_threat
 from vauban.audits.profiles import profile as profile_of
@@ -36,7 +38,18 @@ from vauban.targets.load import load_target, target
 if TYPE_CHECKING:
     from vauban.audits.harden import After
 
-__all__ = ["AttackResult", "attack", "audit", "compare", "harden", "load_data", "load_target", "target"]
+__all__ = [
+    "AttackResult",
+    "ExplainResult",
+    "attack",
+    "audit",
+    "compare",
+    "explain",
+    "harden",
+    "load_data",
+    "load_target",
+    "target",
+]
 
 
 @dataclass(frozen=True)
@@ -115,6 +128,60 @@ def attack(
         cost=run.cost,
         outcomes=run.outcomes,
     )
+
+
+def explain(
+    target: Any,
+    data: Any,
+    *,
+    rows: int | Sequence[int] = 0,
+    method: str | None = None,
+    baseline: str | None = None,
+    about: int | None = None,
+    attack: str | None = None,
+    threat: str | ThreatModel | None = None,
+    attack_settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    profile: str = "standard",
+    out: str | Path | None = None,
+    **settings: Any,
+) -> ExplainResult:
+    """Which parts of some test rows a model's answers rest on, and what an attack changes about it.
+
+    Args:
+        target: as for `audit`.
+        data: as for `audit`; the test rows are explained.
+        rows: numbers of test rows, from 0.
+        method: `integrated_gradients`, `smooth_grad`, `occlusion` or `grad_cam`; the first that applies where None.
+        baseline: an input that says nothing: `zero`, `low` or `mean`; `low` for pictures and `mean` otherwise where None.
+        about: the class to explain; the model's own answer at each input where None.
+        attack: an evasion attack on the same rows; `evasion.pgd` where only a threat is given, none where neither is.
+        threat: the room, e.g. `linf:0.1`; the first of the defaults where only an attack is given.
+        attack_settings: hyper-parameters of the attack.
+        seed: the same seed gives the same numbers.
+        profile: settings of the attack to begin with.
+        out: a new folder for explanation.html, .json and .npz; None keeps nothing on disk.
+        settings: of the method, e.g. `steps=100`.
+
+    Gives `.attribution` `[n, ...]`, with an attack `.changed`, `.attribution_changed` and `.difference`, and `.told`.
+    Raises BadData for rows that there are not, RunFolder where `out` is there already, NotOffered, UnknownName,
+    BadOption, BadThreat.
+    """
+    asked = Question(
+        target=as_target(target),
+        data=as_data(data),
+        rows=(rows,) if isinstance(rows, int) else tuple(rows),
+        method=method,
+        settings=settings,
+        baseline=baseline,
+        about=about,
+        attack=attack if attack is None or "." in attack else f"evasion.{attack}",
+        attack_settings=attack_settings or {},
+        threat=ThreatModel.of(threat) if isinstance(threat, str) else threat,
+        seed=seed,
+        profile=profile,
+    )
+    return explain_rows(asked, out)
 
 
 def _ready(found: Target, data: Data) -> Target:

@@ -22,7 +22,7 @@ from vauban.schema.errors import BadOption, CorruptFile, UnknownName, VaubanErro
 from vauban.schema.log import Suppression
 
 Format = Literal["html", "json", "sarif", "junit", "md"]
-OPTIONS = {"threats": "--threat", "formats": "--format", "defence": "--with"}
+OPTIONS = {"threats": "--threat", "formats": "--format", "defence": "--with", "about": "--class"}
 """Options that are not called like their key."""
 PART = re.compile(r"(\d+(?:\.\d+)?)\s*([smh]?)")
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -123,6 +123,12 @@ class Config(BaseModel):
     trust_pickle: bool = False
     defence: str | None = None
     tensorboard: str | None = None
+    # what `vauban explain` is asked about a model's answers
+    input: Annotated[list[int], BeforeValidator(listed)] = Field(default_factory=list)
+    method: str | None = None
+    baseline: str | None = None
+    about: int | None = None
+    attack: str | None = None
 
 
 def resolve(given: Mapping[str, Any], path: str | None = None, environ: Mapping[str, str] = os.environ) -> Config:

@@ -144,11 +144,41 @@ def _reports() -> list[dict[str, Any]]:
 
 @verb(GROUP)
 def explain(
-    id: Annotated[str, typer.Argument(help="An attack, defence, rule or error code.")],
+    id: Annotated[
+        str, typer.Argument(help="An attack, defence, rule or error code; or a model, with --data and --input.")
+    ],
+    data: o.Data = None,
+    input: o.Input = None,
+    method: o.Method = None,
+    settings: o.Settings = None,
+    baseline: o.Baseline = None,
+    about: o.About = None,
+    attack: o.Attack = None,
+    threats: o.Threats = None,
+    out: o.OutNew = None,
+    factory: o.Factory = None,
+    label: o.Label = None,
+    bounds: o.Bounds = None,
+    classes: o.Classes = None,
+    kind: o.Kind = None,
+    trust_pickle: o.TrustPickle = None,
+    profile: o.Profile = None,
+    seed: o.Seed = None,
+    config: o.ConfigFile = None,
     as_json: o.Json = False,
     debug: o.Debug = False,
 ) -> Reply:
-    """A page on one id: what it does, what it needs, its settings, its sources."""
+    """A page on one id; or, with --data and --input, what a model's answers to some test rows rest on."""
+    given = locals()
+    if any(value for name, value in given.items() if name not in ("id", "as_json", "debug")):
+        from vauban.cli.explaining import explained
+
+        return explained(given)
+    return _page(id)
+
+
+def _page(id: str) -> Reply:
+    """What it does, what it needs, its settings, its sources."""
     from vauban.schema.errors import UnknownName
 
     for find in (_catalogued, _error):
@@ -157,7 +187,10 @@ def explain(
             return Reply(page, render(page))
     near = difflib.get_close_matches(id, known_ids(), n=3, cutoff=0.4)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
-    raise UnknownName(f"There is no attack, defence, rule or error {id!r}{hint} `vauban list` shows what there is.")
+    raise UnknownName(
+        f"There is no attack, defence, rule or error {id!r}{hint} `vauban list` shows what there is; a model's answers are "
+        "explained with --data and --input."
+    )
 
 
 def known_ids() -> list[str]:

@@ -94,5 +94,35 @@ TensorBoard = Annotated[
     str | None,
     typer.Option("--tensorboard", help="Folder for a diary of the training, for TensorBoard.", rich_help_panel=OUTPUT),
 ]
+OutNew = Annotated[
+    str | None, typer.Option("--out", help="A new folder, which must not be there yet.", rich_help_panel=OUTPUT)
+]
+Input = Annotated[
+    str | None, typer.Option("--input", help="Test rows to explain, counted from 0: 0,3,7.", rich_help_panel=RUN)
+]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        help="integrated_gradients, smooth_grad, occlusion or grad_cam; the first that the model allows otherwise.",
+        rich_help_panel=RUN,
+    ),
+]
+Baseline = Annotated[
+    str | None,
+    typer.Option(
+        "--baseline",
+        help="An input that says nothing: zero, low or mean; low for pictures, else mean.",
+        rich_help_panel=RUN,
+    ),
+]
+About = Annotated[
+    int | None,
+    typer.Option("--class", help="The class to explain; the model's own answer otherwise.", rich_help_panel=RUN),
+]
+Attack = Annotated[
+    str | None,
+    typer.Option("--attack", help="Explain the rows attacked, too: evasion.pgd and others.", rich_help_panel=RUN),
+]
 Formats = Annotated[str | None, typer.Option("--format", help="html,json,sarif,junit,md", rich_help_panel=OUTPUT)]
 Lang = Annotated[str | None, typer.Option("--lang", help="Languages of the report: en,zh.", rich_help_panel=OUTPUT)]

@@ -157,7 +157,16 @@ class Modality(Protocol):
         ...
 
     def exhibit(
-        self, clean: Tensor, changed: Tensor, before: Tensor, after: Tensor, captions: list[str], domain: Domain
+        self,
+        clean: Tensor,
+        changed: Tensor | None,
+        before: Tensor | None,
+        after: Tensor | None,
+        captions: list[str],
+        domain: Domain,
     ) -> Exhibit:
-        """Something to look at. `clean`, `changed` `[n, ...]` inputs; `before`, `after` their attributions, same shape."""
+        """Something to look at: `clean`, `changed` `[n, ...]` inputs; `before`, `after` their attributions, same shape.
+
+        Without `changed` the clean input alone, without `before` no attributions; `after` goes with both.
+        """
         ...

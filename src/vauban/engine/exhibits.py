@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vauban.core.goal import Goal
-from vauban.core.target import Target
+from vauban.core.target import Domain
+from vauban.engine.attributing import Attributed, attribute, baseline
+from vauban.engine.batching import answers
 from vauban.engine.case import Case
-from vauban.parts.attribution import integrated_gradients
+from vauban.parts.attribution import IntegratedGradients
 from vauban.schema.access import Access
 from vauban.schema.log import Exhibit
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from vauban.engine.evasion_run import Run
 
 SHOWN = 3
+METHOD = IntegratedGradients(steps=32)
+NO_SLOPES = "No attributions: the target offers no gradients; `vauban explain` asks for its scores instead."
 
 
 def adversarial_exhibits(result: Run, case: Case, goal: Goal) -> list[Exhibit]:
@@ -27,39 +32,58 @@ def adversarial_exhibits(result: Run, case: Case, goal: Goal) -> list[Exhibit]:
     if len(rows) == 0:
         return []
     clean, changed = case.data.x_test[rows], result.verified.stored[rows]
-    before, after = (_attribution(case.target, x, clean) for x in (clean, changed))
+    before, after = (_attributed(case, x, rows) for x in (clean, changed))
     captions = _captions(case, clean, changed, goal.labels[rows])
+    note = NO_SLOPES if before is None or after is None else _gap(before, after)
     return [
-        case.modality.exhibit(
-            clean[i : i + 1], changed[i : i + 1], before[i : i + 1], after[i : i + 1], [captions[i]], case.domain
+        told(
+            case.modality.exhibit(
+                clean[one],
+                changed[one],
+                None if before is None else before.x[one],
+                None if after is None else after.x[one],
+                [captions[i]],
+                case.domain,
+            ),
+            note,
         )
-        for i in range(len(rows))
+        for i, one in enumerate(slice(i, i + 1) for i in range(len(rows)))
     ]
 
 
-def _attribution(target: Target, x: Tensor, clean: Tensor) -> Tensor:
-    """Integrated gradients of the answer given at `x`; zeros where the target has no gradients."""
-    if Access.GRADIENTS not in target.offers:
-        return torch.zeros_like(x)
-    with torch.no_grad():
-        answer = target.forward(x).values
-    picked = answer.argmax(1) if answer.dim() == 2 else None
+def _gap(before: Attributed, after: Attributed) -> str:
+    most = max(before.missed or 0.0, after.missed or 0.0)
+    return (
+        f"Integrated gradients in {METHOD.steps} steps; the sums miss the scores by at most {100 * most:.3g} % of what is "
+        "attributed."
+    )
 
-    def score(z: Tensor) -> Tensor:
-        values = target.forward(z).values
-        return values if picked is None else values.gather(1, picked[:, None])[:, 0]
 
-    return integrated_gradients(score, x, torch.zeros_like(x))
+def told(shown: Exhibit, more: str) -> Exhibit:
+    """The exhibit with a further sentence under it."""
+    return shown.model_copy(update={"note": f"{shown.note} {more}".strip()})
+
+
+def _attributed(case: Case, x: Tensor, rows: Tensor) -> Attributed | None:
+    """Integrated gradients of the answers given at `x`; None where the target has no gradients."""
+    if Access.GRADIENTS not in case.target.offers:
+        return None
+    start = case.share("attribution baseline", lambda: baseline(None, case.data, case.domain))
+    ids = np.asarray(case.data.ids)[rows.numpy()]
+    return attribute(case.target, x, METHOD, start, domain=case.domain, ids=ids, seed=case.seed)
 
 
 def _captions(case: Case, clean: Tensor, changed: Tensor, labels: Tensor) -> list[str]:
-    with torch.no_grad():
-        before, after = (case.target.forward(x).labels for x in (clean, changed))
-    names = case.domain.label_names
+    before, after = (answers(case.target, x).labels for x in (clean, changed))
+    return [
+        f"{word(b, case.domain)} becomes {word(a, case.domain)} (truth {word(t, case.domain)})"
+        for b, a, t in zip(before, after, labels, strict=True)
+    ]
 
-    def word(value: Tensor) -> str:
-        if case.domain.task == "regression":
-            return f"{float(value):.3g}"
-        return names[int(value)] if int(value) < len(names) else str(int(value))
 
-    return [f"{word(b)} becomes {word(a)} (truth {word(t)})" for b, a, t in zip(before, after, labels, strict=True)]
+def word(value: Tensor, domain: Domain) -> str:
+    """An answer in words: the name of a class where it has one; a number in a regression."""
+    if domain.task == "regression":
+        return f"{float(value):.3g}"
+    names = domain.label_names
+    return names[int(value)] if int(value) < len(names) else str(int(value))

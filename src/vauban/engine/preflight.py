@@ -39,18 +39,10 @@ def preflight(target: Target, data: Data, domain: Domain) -> tuple[Target, list[
     Raises WrongUnits where data, declared range and model do not speak of the same units; BadTarget where the model
     fails, answers NaN, or has another number of outputs than declared; BadData where labels do not fit.
     """
-    declared = target.domain
-    check_bounds(data, declared)
-    target = target.settled(domain)
-    sample = data.head(SEEN)
-    x, y = sample.x_test, sample.y_test
     _check_one_class(data, domain)
-    outputs = _attempt(target, x, domain)
-    _check_finite(outputs)
-    domain = replace(domain, classes=_classes(outputs, declared, data, domain))
-    _check_labels(data, domain)
-    check_scale(target, x, y, outputs)
-    target = target.settled(domain)
+    target, outputs = accepted(target, data, domain)
+    domain, sample = target.domain, data.head(SEEN)
+    x, y = sample.x_test, sample.y_test
     found, facts = _accuracy(outputs, y)
     doubts = [_range(data), scaling(target, x, y, outputs), found, *_classes_seen(data, domain), *_mode(target)]
     doubts += [output_kind(outputs.kind)] if domain.task == "classification" else []
@@ -58,6 +50,24 @@ def preflight(target: Target, data: Data, domain: Domain) -> tuple[Target, list[
     doubts += [steady, *_batch_dependence(target, x[:FEW], steady.verdict == "pass"), *_gradients(target, x[:FEW])]
     facts |= {"output": outputs.kind, "rows": len(x), "input_low": float(x.min()), "input_high": float(x.max())}
     return target, doubts, facts | _speed(target, x[:64])
+
+
+def accepted(target: Target, data: Data, domain: Domain) -> tuple[Target, Outputs]:
+    """The target with its domain completed, and its answers to the first SEEN rows (`Data.head`), once both fit together.
+
+    Raises as `preflight`.
+    """
+    declared = target.domain
+    check_bounds(data, declared)
+    target = target.settled(domain)
+    sample = data.head(SEEN)
+    x, y = sample.x_test, sample.y_test
+    outputs = _attempt(target, x, domain)
+    _check_finite(outputs)
+    domain = replace(domain, classes=_classes(outputs, declared, data, domain))
+    _check_labels(data, domain)
+    check_scale(target, x, y, outputs)
+    return target.settled(domain), outputs
 
 
 def _attempt(target: Target, x: Tensor, domain: Domain) -> Outputs:

@@ -7,6 +7,8 @@ activation at about half of that, and depends on shapes alone, so that it is the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +16,26 @@ from vauban.core.target import Target, TorchBacked
 
 CACHE_BYTES = 16 * 2**20
 SMALLEST, LARGEST = 16, 1024
+GRAIN = 8
+"""Matrix kernels treat the last few rows of a batch by other code, which rounds differently. Filled up to a multiple of
+this, every row is rounded alike in any batch, so that results agree to the last bit."""
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Consecutive slices of `size` rows, the last one shorter."""
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+def filled(x: Tensor, multiple: int) -> Tensor:
+    """`x` `[m, ...]` with its first row repeated at the end until m is a multiple."""
+    short = -len(x) % multiple
+    return torch.cat([x, x[:1].expand(short, *x.shape[1:])]) if short else x
+
+
+def grain(target: Target) -> int:
+    """GRAIN for models that run here; 1 for others, where rows added to fill a batch would be real queries."""
+    return GRAIN if isinstance(target, TorchBacked) else 1
 
 
 def micro_batch(target: Target, x: Tensor) -> int:

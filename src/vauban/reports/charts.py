@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from vauban.schema.log import Curve, Series
+from vauban.schema.log import Bars, Curve, Series
 
 WIDTH, PLOT = 440, 236
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
@@ -19,6 +19,10 @@ MOST_POINTS = 240
 MOST_SERIES = 6
 MOST_LABEL = 54
 """Characters that fit into the width of a chart."""
+MOST_SIZE = 1e300
+"""Longer bars are cut: the difference of two numbers must stay finite."""
+BAR_LEFT, MOST_NAME = 150, 22
+"""Where the bars of a bar chart begin, and the characters of a label that fit before them."""
 STYLE = """
 svg.chart{font:12px system-ui,sans-serif;color-scheme:light dark;--ink:#24272d;--soft:#777d87;--rule:#8883;
 --c0:#1d6fa5;--c1:#c2571a;--c2:#5b8c2a;--c3:#8a4fb0;--c4:#b0862a;--c5:#3f8f8a}
@@ -70,6 +74,45 @@ def chart(curve: Curve, standalone: bool = False) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {height}">'
         f"<title>{title}</title><desc>{about}</desc>{style}{''.join(parts)}{legend}</svg>"
     )
+
+
+def bar_chart(bars: Bars) -> str:
+    """One `<svg>`: a group of horizontal bars a label, around zero, one colour a series; the largest bar fills the width."""
+    values = [[max(-MOST_SIZE, min(MOST_SIZE, v)) if math.isfinite(v) else 0.0 for v in row] for row in bars.values]
+    numbers = [v for row in values for v in row]
+    low, high = min([0.0, *numbers]), max([0.0, *numbers])
+    x = Axis(low, high if high > low else low + 1, BAR_LEFT, WIDTH - RIGHT)
+    rows, thick = max(1, len(bars.series)), 9
+    step = rows * thick + 9
+    parts = []
+    for place, label in enumerate(bars.labels):
+        top = 6 + place * step
+        shown = label if len(label) <= MOST_NAME else f"{label[: MOST_NAME - 1]}…"
+        middle = top + rows * thick / 2 + 4
+        parts.append(f'<text class="name" x="{BAR_LEFT - 8}" y="{middle}" text-anchor="end">{escape(shown)}</text>')
+        for index, row in enumerate(values[:MOST_SERIES]):
+            ends = sorted((x.at(0), x.at(row[place])))
+            about = f"{escape(label)}, {escape(bars.series[index])}: {bars.values[index][place]:.3g}"
+            parts.append(
+                f'<rect class="f{index}" x="{ends[0]}" y="{top + index * thick}" width="{max(0.6, ends[1] - ends[0]):.1f}" '
+                f'height="{thick - 1}"><title>{about}</title></rect>'
+            )
+    bottom = 6 + len(bars.labels) * step
+    parts.append(f'<line class="axis" x1="{x.at(0)}" x2="{x.at(0)}" y1="2" y2="{bottom}"/>')
+    keys = _keys(bars.series[:MOST_SERIES], bottom + 14) if len(bars.series) > 1 else ""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {bottom + 22 * bool(keys)}">'
+        f"<title>{escape(bars.title)}</title>{''.join(parts)}{keys}</svg>"
+    )
+
+
+def _keys(names: Sequence[str], y: float) -> str:
+    parts, at = [], float(BAR_LEFT)
+    for index, name in enumerate(names):
+        parts.append(f'<rect class="f{index}" x="{at}" y="{y - 8}" width="9" height="9"/>')
+        parts.append(f'<text class="name" x="{at + 15}" y="{y}">{escape(name)}</text>')
+        at += 40 + 6.4 * len(name)
+    return "".join(parts)
 
 
 def merged(curves: Iterable[tuple[str, Curve]]) -> list[Curve]:

@@ -11,10 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from vauban.reports import text
-from vauban.reports.charts import RULES, STYLE, chart
+from vauban.reports.charts import RULES, STYLE, bar_chart, chart
 from vauban.reports.view import headline, view
 from vauban.reports.words import Translate, translator
-from vauban.schema.log import AuditLog, Change, Curve, Measurement
+from vauban.schema.log import AuditLog, Bars, Change, Curve, Measurement
 
 COMMAND = re.compile(r"vauban [a-z]+ [^,;]*")
 """A command in a remedy runs to the end of the sentence or to the next comma."""
@@ -49,6 +49,7 @@ def environment(t: Translate) -> Environment:
     env.filters.update(
         chart=_chart,
         bar=bar,
+        bars=_bars,
         shift=shift,
         move=move,
         commands=commands,
@@ -68,6 +69,10 @@ def environment(t: Translate) -> Environment:
 
 def _chart(curve: Curve) -> Markup:
     return Markup(chart(curve))
+
+
+def _bars(bars: Bars) -> Markup:
+    return Markup(bar_chart(bars))
 
 
 def bar(m: Measurement) -> Markup:

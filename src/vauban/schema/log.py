@@ -71,14 +71,25 @@ class Picture(Frozen):
     png: str
 
 
+class Bars(Frozen):
+    """A bar chart as data: for each label one bar of every series, around zero."""
+
+    title: str = ""
+    labels: list[str]
+    series: list[str]
+    values: list[list[float]]
+    """One list a series, one number a label."""
+
+
 class Exhibit(Frozen):
-    """Something to look at: a row of pictures, or a table for data that is not pictures."""
+    """Something to look at: a row of pictures, or a table (and bars) for data that is not pictures."""
 
     title: str
     note: str = ""
     pictures: list[Picture] = Field(default_factory=list)
     columns: list[str] = Field(default_factory=list)
     rows: list[list[str]] = Field(default_factory=list)
+    bars: Bars | None = None
 
 
 class Doubt(Frozen):

@@ -45,27 +45,54 @@ class Image(Boxed):
         return found
 
     def exhibit(
-        self, clean: Tensor, changed: Tensor, before: Tensor, after: Tensor, captions: list[str], domain: Domain
+        self,
+        clean: Tensor,
+        changed: Tensor | None,
+        before: Tensor | None,
+        after: Tensor | None,
+        captions: list[str],
+        domain: Domain,
     ) -> Exhibit:
-        """Five pictures a row: clean, change, adversarial, attribution of clean and of adversarial."""
+        """Up to six pictures a row: clean, adversarial and the change, then the attributions of both and theirs."""
         pictures: list[Picture] = []
-        for i in range(len(clean)):
-            old, new = _unit(clean[i : i + 1], domain), _unit(changed[i : i + 1], domain)
-            change = new - old
-            gain = 0.5 / max(float(np.abs(change).max()), 1e-12) if change.any() else 1.0
-            peak = max(_peak(before[i]), _peak(after[i]), 1e-30)
-            pictures += [
-                Picture(caption="clean", png=png(old)),
-                Picture(caption=f"change ×{gain:.3g}", png=png(0.5 + gain * change)),
-                Picture(caption="adversarial", png=png(new)),
-                Picture(caption="attribution, clean", png=png(signed(before[i], peak))),
-                Picture(caption="attribution, adversarial", png=png(signed(after[i], peak))),
-            ]
+        for one in (slice(i, i + 1) for i in range(len(clean))):
+            pictures += _inputs(clean[one], None if changed is None else changed[one], domain)
+            pictures += [] if before is None else _maps(before[one], None if after is None else after[one])
+        told = (
+            (changed is not None, "In the change, mid-grey is none."),
+            (after is not None, "Attributions share one scale."),
+            (before is not None, "Red speaks for what is explained, blue against it."),
+            (after is not None, "Their change is adversarial less clean: red is what the attack added."),
+        )
         return Exhibit(
             title="; ".join(captions) or "Adversarial example",
-            note="In the change, mid-grey is none. Attributions share one scale: red speaks for the class that the model answered, blue against it.",
+            note=" ".join(words for holds, words in told if holds),
             pictures=pictures,
         )
+
+
+def _inputs(clean: Tensor, changed: Tensor | None, domain: Domain) -> list[Picture]:
+    """The clean input; the changed one and the change, amplified until it fills the scale."""
+    old = _unit(clean, domain)
+    if changed is None:
+        return [Picture(caption="input", png=png(old))]
+    new = _unit(changed, domain)
+    change = new - old
+    gain = 0.5 / max(float(np.abs(change).max()), 1e-12) if change.any() else 1.0
+    return [
+        Picture(caption="clean", png=png(old)),
+        Picture(caption="adversarial", png=png(new)),
+        Picture(caption=f"change ×{gain:.3g}", png=png(0.5 + gain * change)),
+    ]
+
+
+def _maps(before: Tensor, after: Tensor | None) -> list[Picture]:
+    """Attributions on one scale; their change, which may be twice as large, is cut there."""
+    if after is None:
+        return [Picture(caption="attribution", png=png(signed(before[0], max(_peak(before[0]), 1e-30))))]
+    peak = max(_peak(before[0]), _peak(after[0]), 1e-30)
+    shown = (("clean", before[0]), ("adversarial", after[0]), ("change", after[0] - before[0]))
+    return [Picture(caption=f"attribution, {name}", png=png(signed(values, peak))) for name, values in shown]
 
 
 def _unit(x: Tensor, domain: Domain) -> np.ndarray:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vauban.core.target import Target
 from vauban.engine.batching import answers
-from vauban.engine.doubts.probe import Probe
+from vauban.engine.doubts.probe import Probe, apart
 from vauban.parts.losses import as_logits
 from vauban.parts.softened import OPTIMISING, Softened
 from vauban.schema.log import Doubt
@@ -25,14 +25,14 @@ def randomness(target: Target, x: Tensor, most: int = 64, tolerance: float = 1e-
     x = x[:most]
     first, second, third = (answers(target, x).values.to(torch.float64) for _ in range(3))
     value = float(torch.maximum((first - second).abs(), (first - third).abs()).max())
-    spread = float(first.std().clamp_min(1e-12))
+    limit = tolerance * apart(first)
     return Doubt(
         id="randomness",
-        verdict="fail" if value > tolerance * spread else "pass",
+        verdict="fail" if value > limit else "pass",
         value=value,
-        threshold=tolerance * spread,
+        threshold=limit,
         text="The model answers the same input differently each time."
-        if value > tolerance * spread
+        if value > limit
         else "The same input gets the same answer.",
         remedy="a random defence must be attacked on average (EOT): the gradient is averaged over several answers",
     )
@@ -61,7 +61,7 @@ def batch_dependence(target: Target, x: Tensor) -> Doubt:
         together = target.forward(x).values.double()
         alone = torch.cat([target.forward(x[i : i + 1]).values for i in range(min(8, len(x)))]).double()
     value = float((together[: len(alone)] - alone).abs().max())
-    limit = SAME * max(float(together.std()), 1e-12)
+    limit = SAME * apart(together)
     return Doubt(
         id="batch_dependence",
         verdict="fail" if value > limit else "pass",

@@ -29,6 +29,12 @@ DEAD = 1e-12
 """A gradient whose largest entry is smaller cannot be told from none."""
 
 
+def apart(values: Tensor) -> float:
+    """How far answers lie apart: their standard deviation, or the size of the only one; above 0."""
+    found = values.std() if values.numel() > 1 else values.abs().sum()
+    return max(float(found), 1e-12)
+
+
 @dataclass
 class Meter:
     """Row passes spent on doubts."""
@@ -150,13 +156,13 @@ class Probe:
     def random(self) -> bool:
         """The same input gets another answer the second time."""
         first, second = (self.answer(self.x).values.double() for _ in range(2))
-        return not torch.allclose(first, second, rtol=0, atol=1e-4 * max(float(first.std()), 1e-12), equal_nan=True)
+        return not torch.allclose(first, second, rtol=0, atol=1e-4 * apart(first), equal_nan=True)
 
     @cached_property
     def shaky(self) -> bool:
         """Random, or dependent on the batch: an answer is not a function of its input alone."""
         together, one = self.answer(self.x[:8]).values.double(), self.answer(self.x[:1]).values.double()
-        limit = 1e-3 * max(float(together.std()), 1e-12)
+        limit = 1e-3 * apart(together)
         return self.random or not torch.allclose(together[:1], one, rtol=0, atol=limit, equal_nan=True)
 
     @cached_property
