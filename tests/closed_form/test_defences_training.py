@@ -99,6 +99,22 @@ def test_trades_is_the_clean_loss_and_the_divergence_at_the_end_of_one_side() ->
     assert descended(alone, net)[0] == pytest.approx(F.softplus(-low).mean().item(), rel=1e-4)
 
 
+def test_a_change_is_gone_on_from_in_the_next_epoch_and_grows_with_the_radius() -> None:
+    """A flat model moves no point: where the second search ends is where it began."""
+    flat = linear()
+    flat.weight.data.zero_()
+    trained = drill(PGDTraining(recall=True, steps=3, ramp=0.0), flat)
+    batch = Batch(*rows(), torch.arange(N))
+    first, second, wide = (
+        trained.inner(flat, radius, "step", number).worst(batch, 3, recall=True)
+        for number, radius in enumerate((EPS, EPS, 2 * EPS))
+    )
+    elsewhere = trained.inner(flat, EPS, "step", 1).worst(batch, 3)
+    torch.testing.assert_close(second, first)
+    torch.testing.assert_close(wide - batch.x, 2 * (first - batch.x))
+    assert float((elsewhere - first).abs().max()) > EPS
+
+
 def test_mart_is_its_formula_at_the_worst_inputs() -> None:
     net = linear()
     clean, low = margins(net)

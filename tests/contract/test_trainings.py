@@ -29,10 +29,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "train.fast": {"validation": 0.2},
     "train.free": {"epochs": 6, "replays": 2},
     "train.multi": {"steps": 2, "norms": "l2:0.2"},
-    "train.mart": {"steps": 2},
+    "train.mart": {"steps": 2, "recall": True},
     "train.noise": {"steps": 2, "copies": 2},
     "train.pgd": {"steps": 2},
-    "train.trades": {"steps": 2},
+    "train.trades": {"steps": 2, "recall": True},
 }
 IDS = [name for name in DEFENCES.ids() if issubclass(DEFENCES.load(name), AdversarialTraining)]
 WHOLE = {"train.awp": "weights are moved by the gradient of a part"}

@@ -48,6 +48,8 @@ class RobustDistillation(Searching):
         share: weight of the divergence at the worst inputs, above 0 to 1; that at the clean inputs has the rest.
         epochs: passes over the training rows.
         steps: gradient steps of the inner attack, 1 or more.
+        recall: begin it at the change that was found for a row in the epoch before, so that few steps find what many would
+            (Zheng et al. 2020, arXiv:1912.11969).
         batch_size: rows a step.
         rate: first learning rate of Adam.
         weight_decay: L2 penalty on the weights.
@@ -125,7 +127,7 @@ class RobustDistillation(Searching):
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """Divergences of the student's answers from the teacher's, at the clean inputs and at the worst ones."""
         soft = inner.memory[SOFT][batch.rows.cpu()].to(batch.x.device).log()
-        z = inner.worst(batch, self.steps, lambda outputs: divergence(log_probabilities(outputs), soft))
+        z = self.worst(inner, batch, lambda outputs: divergence(log_probabilities(outputs), soft))
         clean, changed = (divergence(log_probabilities(outputs), soft) for outputs in inner.both(batch.x, z))
         return (self.share * changed + (1 - self.share) * clean).mean()
 

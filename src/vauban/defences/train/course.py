@@ -18,7 +18,7 @@ from vauban.core.space import Continuous
 from vauban.core.target import Target
 from vauban.defences.common import TorchModel, around, fresh, loaded, placement, torch_backed, training_rows
 from vauban.defences.train.diary import SHOWN, Pages, by_parts
-from vauban.defences.train.inner import Inner
+from vauban.defences.train.inner import Inner, RowLoss
 from vauban.parts.layout import memory_format
 from vauban.parts.training import Batch, Course, Precision, Schedule, Trained, Watch, train
 from vauban.schema.cards import DefenceCard
@@ -146,11 +146,16 @@ class Searching(AdversarialTraining):
     """Those whose inner attack is PGD of `steps` gradients."""
 
     steps: int = 7
+    recall: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+    def worst(self, inner: Inner, batch: Batch, loss: RowLoss | None = None) -> Tensor:
+        """The inputs that this attack finds."""
+        return inner.worst(batch, self.steps, loss, self.recall)
 
 
 _PLAIN = (

@@ -14,6 +14,8 @@ from vauban.core.target import Outputs
 from vauban.defences.common import TorchModel, only_inputs, row_losses
 from vauban.parts.training import Batch
 
+RECALL = "recall"
+"""Where the last change of every row lies in a training's memory."""
 RowLoss = Callable[[Outputs], Tensor]
 """Outputs of a batch -> the loss of each row `[m]`, to be driven up."""
 
@@ -51,10 +53,27 @@ class Inner:
         first, second = outputs.values.chunk(2)
         return replace(outputs, values=first), replace(outputs, values=second)
 
-    def worst(self, batch: Batch, steps: int, loss: RowLoss | None = None) -> Tensor:
-        """`worst_case` for a batch; the model is in evaluation mode meanwhile."""
+    def worst(self, batch: Batch, steps: int, loss: RowLoss | None = None, recall: bool = False) -> Tensor:
+        """`worst_case` for a batch; the model is in evaluation mode meanwhile. `recall`: it begins at the change that was found for
+        a row when it was last trained on, in radii of then."""
+        frame, places = self.frame(batch)
+        z = self.space.sample(frame.start, self.radius, self.rng, batch.rows)
+        if recall:
+            kept = self._changes(z)[batch.rows.cpu()].to(z)
+            known = self.space.within(frame.start, self.radius)(frame.start + self.radius * kept)
+            z = torch.where(kept.isnan(), z, known)
+        told = loss or (lambda outputs: row_losses(outputs, batch.y))
         with only_inputs(self.module):
-            return worst_case(self.answer, batch.x, batch.y, self.space, self.radius, steps, self.rng, batch.rows, loss)
+            z = climbed(self.answer, frame, places, self.space, self.radius, steps, z, told)
+        if recall:
+            self._changes(z)[batch.rows.cpu()] = ((z - frame.start) / self.radius).to("cpu", torch.float32)
+        return frame.render(z, places)
+
+    def _changes(self, z: Tensor) -> Tensor:
+        """The last change of every row; NaN before there is one."""
+        if RECALL not in self.memory:
+            self.memory[RECALL] = torch.full((len(self.rng.ids), *z.shape[1:]), torch.nan)
+        return self.memory[RECALL]
 
     def frame(self, batch: Batch) -> tuple[Frame, Tensor]:
         """Where the search lives, and the numbers of its rows."""
@@ -83,15 +102,29 @@ def worst_case(
     the labels `y` unless given. Steps of 2.5 radii over `steps`.
     """
     frame, places = framed(space, x, rows)
-    project, size = space.within(frame.start, radius), 2.5 * radius / steps
-    told = loss or (lambda outputs: row_losses(outputs, y))
     z = space.sample(frame.start, radius, rng, rows)
+    told = loss or (lambda outputs: row_losses(outputs, y))
+    return frame.render(climbed(answer, frame, places, space, radius, steps, z, told), places)
+
+
+def climbed(
+    answer: Callable[[Tensor], Outputs],
+    frame: Frame,
+    places: Tensor,
+    space: Continuous,
+    radius: float,
+    steps: int,
+    z: Tensor,
+    told: RowLoss,
+) -> Tensor:
+    """The point that PGD comes to from `z`, in the coordinates of the frame."""
+    project, size = space.within(frame.start, radius), 2.5 * radius / steps
     for _ in range(steps):
         z.requires_grad_()
-        climbed = told(answer(frame.render(z, places))).sum()
-        if not climbed.requires_grad:  # nothing to climb (corruptions): random points are what there is
+        loss = told(answer(frame.render(z, places))).sum()
+        if not loss.requires_grad:  # nothing to climb (corruptions): random points are what there is
             break
-        (grad,) = torch.autograd.grad(climbed, z)
+        (grad,) = torch.autograd.grad(loss, z)
         z = z.detach()
         z = project(z + space.steepest(grad, z, size))
-    return frame.render(z.detach(), places)
+    return z.detach()

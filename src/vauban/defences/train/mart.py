@@ -35,6 +35,8 @@ class MART(Searching):
         epochs: passes over the training rows.
         beta: weight of the divergence, 0 or more (5 or 6 in the paper).
         steps: gradient steps of the inner attack, 1 or more.
+        recall: begin it at the change that was found for a row in the epoch before, so that few steps find what many would
+            (Zheng et al. 2020, arXiv:1912.11969).
         batch_size: rows a step.
         rate: first learning rate of Adam.
         weight_decay: L2 penalty on the weights.
@@ -73,7 +75,7 @@ class MART(Searching):
 
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """Boosted cross-entropy at the worst inputs plus weighted divergence."""
-        z = inner.worst(batch, self.steps)
+        z = self.worst(inner, batch)
         clean, changed = map(log_probabilities, inner.both(batch.x, z))
         true = batch.y[:, None]
         wrong = changed.scatter(1, true, -torch.inf).amax(1).exp()

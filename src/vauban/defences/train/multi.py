@@ -77,6 +77,10 @@ class SeveralNorms(Searching):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.recall:
+            raise ValueError(
+                "recall is for one threat, and train.multi begins at random points of several: leave it out"
+            )
         if self.way not in WAYS:
             raise ValueError(f"way is one of {', '.join(WAYS)}, got {self.way!r}")
         if not self.others:

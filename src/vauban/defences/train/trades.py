@@ -33,6 +33,8 @@ class TRADES(Searching):
         epochs: passes over the training rows.
         beta: weight of the divergence, above 0 (6 in the paper's tables, 1 on MNIST).
         steps: gradient steps of the inner attack, 1 or more.
+        recall: begin it at the change that was found for a row in the epoch before, so that few steps find what many would
+            (Zheng et al. 2020, arXiv:1912.11969).
         batch_size: rows a step.
         rate: first learning rate of Adam.
         weight_decay: L2 penalty on the weights.
@@ -72,7 +74,7 @@ class TRADES(Searching):
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """Cross-entropy on the clean inputs plus `beta` divergences."""
         still = log_probabilities(inner.calm(batch.x))
-        z = inner.worst(batch, self.steps, lambda outputs: divergence(log_probabilities(outputs), still))
+        z = self.worst(inner, batch, lambda outputs: divergence(log_probabilities(outputs), still))
         clean, changed = inner.both(batch.x, z)
         apart = divergence(log_probabilities(changed), log_probabilities(clean))
         return (row_losses(clean, batch.y) + self.beta * apart).mean()
