@@ -25,10 +25,16 @@ def _blocks(page: Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("page", [p for p in PAGES if _blocks(p)], ids=lambda p: p.name)
 def test_examples_run(page: Path, tmp_path: Path) -> None:
+    run_page(page, tmp_path, {})
+
+
+def run_page(page: Path, folder: Path, more: dict[str, str]) -> None:
+    """Its blocks in order, each in a process of its own, in one folder."""
     env = {**os.environ, **SMALL, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env |= {k: f"{v}:{env[k]}" if k in env and k == "PYTHONPATH" else v for k, v in more.items()}
     for kind, text in _blocks(page):
         if kind == "python":
-            done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, env=env, capture_output=True, text=True)
+            done = subprocess.run([sys.executable, "-c", text], cwd=folder, env=env, capture_output=True, text=True)
             assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
             continue
         for line in text.replace("\\\n", " ").splitlines():
@@ -36,7 +42,7 @@ def test_examples_run(page: Path, tmp_path: Path) -> None:
             command = command.strip()
             if not command or command.startswith(HOUSEKEEPING):
                 continue
-            done = subprocess.run(shlex.split(command), cwd=tmp_path, env=env, capture_output=True, text=True)
+            done = subprocess.run(shlex.split(command), cwd=folder, env=env, capture_output=True, text=True)
             wanted = re.search(r"exit (\d+)", note)
             allowed = {int(wanted.group(1))} if wanted else {0, 1}
             assert done.returncode in allowed, f"{command}: {done.returncode}\n{done.stdout}\n{done.stderr}"
