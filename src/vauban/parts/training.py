@@ -35,7 +35,7 @@ Step = Callable[[nn.Module, Batch], Tensor]
 """(module in training mode, batch) -> its loss."""
 Judge = Callable[[nn.Module], tuple[float, str]]
 """Module in evaluation mode -> how good it is, and why to stop (empty where not)."""
-Optimiser = Literal["adam", "sgd"]
+Optimiser = Literal["adam", "adam_short", "sgd"]
 Schedule = Literal["constant", "cosine", "cycle"]
 
 
@@ -321,12 +321,18 @@ def _adam(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) 
     return torch.optim.Adam(parameters, lr=rate, weight_decay=weight_decay)
 
 
+def _adam_short(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    # networks that play against each other must not remember for long where the other one was
+    return torch.optim.Adam(parameters, lr=rate, betas=(0.5, 0.9), weight_decay=weight_decay)
+
+
 def _sgd(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=weight_decay, nesterov=True)
 
 
 _OPTIMISERS: dict[str, Callable[[Iterator[nn.Parameter], float, float], torch.optim.Optimizer]] = {
     "adam": _adam,
+    "adam_short": _adam_short,
     "sgd": _sgd,
 }
 
