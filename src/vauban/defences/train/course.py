@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vauban.core.data import Data
-from vauban.core.defence import Context, Hardened
+from vauban.core.defence import Context, Hardened, Store
 from vauban.core.rng import Rng
 from vauban.core.space import Continuous
 from vauban.core.target import Target
@@ -79,6 +79,14 @@ class AdversarialTraining(ABC):
         error = (outputs.labels.double() - batch.y.double()).square()
         return -error if outputs.kind == "values" else (error == 0).double()
 
+    def prepare(self, drill: Drill, x: Tensor, y: Tensor, data: Data, context: Context) -> None:
+        """What must be there before the first step on the rows `x`, `y`, put into `drill.memory`; what is said of it into `drill.told`."""
+        return
+
+    def store(self, context: Context) -> Store | None:
+        """Where the training itself leaves what it needs to go on."""
+        return context.store
+
     def grown(self, batch: Batch) -> float:
         """Share of its full size that the radius has at this batch."""
         return min(1.0, batch.share / self.ramp) if self.ramp else 1.0
@@ -103,12 +111,13 @@ class AdversarialTraining(ABC):
         seed = int(rng.child("train").seed)
         module = fresh(model, seed, self.card) if self.from_scratch else model.clone()
         drill = Drill(self, model, space, radius, Rng(seed, len(x)))
-        made = drill.run(module, x, y, seed, context)
+        made = drill.run(module, x, y, seed, data, context)
         facts: dict[str, Any] = {
             "space": space.name,
             "radius": radius,
             "epochs": made.epochs,
             **self.facts(),
+            **drill.told,
             "started_from": "fresh weights" if self.from_scratch else "the model's own weights",
         }
         facts |= {"ended": made.ended} if made.ended else {}
@@ -117,6 +126,7 @@ class AdversarialTraining(ABC):
         caveats = (
             *((_PLAIN,) if target.recipe else ()),
             *((f"Training ended early: {made.ended}.",) if made.ended else ()),
+            *drill.caveats,
         )
         return Hardened(around(model, made.module, self.suffix), facts, caveats)
 
@@ -161,6 +171,9 @@ class Drill:
     rng: Rng
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What a method hands from batch to batch."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """What the report says of the preparations."""
+    caveats: tuple[str, ...] = ()
     best: float = 0.0
     """Accuracy under attack of the best epoch."""
     taught: Tensor | None = None
@@ -168,7 +181,7 @@ class Drill:
     order: torch.memory_format = torch.preserve_format
     """Of inputs in memory."""
 
-    def run(self, module: nn.Module, x: Tensor, y: Tensor, seed: int, context: Context) -> Trained:
+    def run(self, module: nn.Module, x: Tensor, y: Tensor, seed: int, data: Data, context: Context) -> Trained:
         count = round(self.how.validation * len(x))
         if self.how.validation and min(count, len(x) - count) < FEWEST:
             raise BadData(
@@ -177,6 +190,7 @@ class Drill:
             )
         order = torch.randperm(len(x), generator=self.rng.torch("validation")) if count else torch.arange(len(x))
         held, self.taught = order[:count], order[count:].sort().values
+        self.how.prepare(self, x[self.taught], y[self.taught], data, context)
         # convolutions are faster in this order, and the weights are the same
         if x.dim() == 4:
             self.order = memory_format(module, x[:1].to(placement(module)[0]))
@@ -190,7 +204,7 @@ class Drill:
             self.how.course,
             seed,
             judge=(lambda net: self.judge(net, x[held], y[held], held)) if count else None,
-            store=context.store,
+            store=self.how.store(context),
             progress=lambda done, total: context.progress(done, total, self.how.card.name.lower()),
         )
         _laid(made.module, torch.contiguous_format)
