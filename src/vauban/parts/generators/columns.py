@@ -87,8 +87,9 @@ class Modes:
     """A real number: which mode of its column it belongs to, and where in the mode it lies.
 
     Source: Xu et al. 2019 (arXiv:1907.00503, section 4.2).
-    Departures: numbers beyond four deviations of their mode are not cut off, so that nothing is lost on the way and back; values are
-    kept on the column's grid, where it has one, and within its range.
+    Departures: numbers beyond four deviations of their mode are not cut off, so that nothing is lost on the way and back; no
+    mode is narrower than a thousandth of the column's range; values are kept on the column's grid, where it has one, and
+    within its range.
     """
 
     at: tuple[int, ...]
