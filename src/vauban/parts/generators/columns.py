@@ -17,6 +17,8 @@ FEW = 10
 """A column of at most so many values is taken as discrete, where each value comes twice on average."""
 MODES, LIGHTEST, SPREAD = 10, 0.005, 4.0
 """Modes of a continuous column at most; the weight below which one is dropped; deviations that a mode's numbers cover."""
+SPIKE = 0.1
+"""Share of the rows from which a single value of a continuous column is a mode of its own."""
 ENOUGH = 2000
 """Rows that modes are found on, at most."""
 FINEST = 100_000
@@ -88,11 +90,13 @@ class Modes:
 
     Source: Xu et al. 2019 (arXiv:1907.00503, section 4.2).
     Departures: numbers beyond four deviations of their mode are not cut off, so that nothing is lost on the way and back; no
-    mode is narrower than a thousandth of the column's range; values are kept on the column's grid, where it has one, and
-    within its range.
+    mode is narrower than a thousandth of the column's range; a value that a tenth of the rows share is a mode of its own; values are
+    kept on the column's grid, where it has one, and within its range.
     """
 
     at: tuple[int, ...]
+    spikes: np.ndarray
+    """Values that are modes of their own; they come before the others."""
     means: np.ndarray
     deviations: np.ndarray
     weights: np.ndarray
@@ -103,7 +107,7 @@ class Modes:
 
     @property
     def width(self) -> int:
-        return 1 + len(self.means)
+        return 1 + len(self.spikes) + len(self.means)
 
     squashed = 1
 
@@ -112,7 +116,9 @@ class Modes:
         """Found by a mixture of Gaussians that keeps no more modes than it needs."""
         values = x[:, at[0]]
         low, high = float(values.min()), float(values.max())
-        scaled = (values - low) / (high - low)
+        levels, counts = np.unique(values, return_counts=True)
+        spikes = levels[counts >= SPIKE * len(values)]
+        scaled = (values[~np.isin(values, spikes)] - low) / (high - low)
         some = scaled if len(scaled) <= ENOUGH else rng.choice(scaled, ENOUGH, replace=False)
         mixture = BayesianGaussianMixture(
             n_components=min(MODES, len(np.unique(some))), weight_concentration_prior_type="dirichlet_process",
@@ -124,19 +130,25 @@ class Modes:
         kept = mixture.weights_ > LIGHTEST
         means, deviations = mixture.means_[kept, 0], np.sqrt(mixture.covariances_[kept, 0, 0])
         weights = mixture.weights_[kept] / mixture.weights_[kept].sum()
-        return cls(at, low + means * (high - low), deviations * (high - low), weights, low, high, grid(values))
+        wide = high - low
+        return cls(at, spikes, low + means * wide, deviations * wide, weights, low, high, grid(values))
 
     def encode(self, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """The mode is drawn by how likely it is for the value."""
         apart = (values - self.means) / self.deviations
         heights = np.log(self.weights / self.deviations) - apart**2 / 2
-        chosen = (heights + rng.gumbel(size=heights.shape)).argmax(1)
-        place = np.take_along_axis(apart, chosen[:, None], 1) / SPREAD
-        return np.concatenate([place, np.eye(len(self.means))[chosen]], 1).astype(np.float32)
+        drawn = (heights + rng.gumbel(size=heights.shape)).argmax(1)
+        place = np.take_along_axis(apart, drawn[:, None], 1) / SPREAD
+        same = np.concatenate([values == self.spikes, np.zeros((len(values), 1), dtype=bool)], 1)
+        alone = np.asarray(same.any(1))[:, None]
+        chosen = np.where(alone[:, 0], same.argmax(1), len(self.spikes) + drawn)
+        return np.concatenate([np.where(alone, 0, place), np.eye(self.width - 1)[chosen]], 1).astype(np.float32)
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         chosen = codes[:, 1:].argmax(1)
-        values = self.means[chosen] + SPREAD * self.deviations[chosen] * codes[:, 0].astype(np.float64)
+        means = np.concatenate([self.spikes, self.means])[chosen]
+        deviations = np.concatenate([np.zeros(len(self.spikes)), self.deviations])[chosen]
+        values = means + SPREAD * deviations * codes[:, 0].astype(np.float64)
         if self.step:
             values = self.low + np.round((values - self.low) / self.step) * self.step
         return np.clip(values, self.low, self.high)[:, None]
