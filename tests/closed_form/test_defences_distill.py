@@ -35,7 +35,7 @@ class Kept:
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         self.found = {k: v.clone() for k, v in tensors.items()}, dict(facts)
-        self.parts.append(facts["part"])
+        self.parts.append(",".join(facts))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return self.found
@@ -118,7 +118,7 @@ def test_it_goes_on_in_either_part(stop: int) -> None:
     again = Context(store=store)
     assert how(target(), data(), Rng(0), again).target.sha256() == whole.sha256()
     assert len(again.told) == 4 - stop
-    assert store.parts[-1] == "student"
+    assert store.parts[-1] == "teacher,student"
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

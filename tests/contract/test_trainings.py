@@ -28,6 +28,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "train.awp": {"steps": 2, "delay": 0.0},
     "train.fast": {"validation": 0.2},
     "train.free": {"epochs": 6, "replays": 2},
+    "train.generated": {"steps": 2, "rounds": 2},
     "train.multi": {"steps": 2, "norms": "l2:0.2"},
     "train.mart": {"steps": 2, "recall": True},
     "train.noise": {"steps": 2, "copies": 2},
@@ -35,7 +36,12 @@ QUICK: dict[str, dict[str, Any]] = {
     "train.trades": {"steps": 2, "recall": True},
 }
 IDS = [name for name in DEFENCES.ids() if issubclass(DEFENCES.load(name), AdversarialTraining)]
-WHOLE = {"train.awp": "weights are moved by the gradient of a part"}
+WHOLE = {
+    "train.awp": "weights are moved by the gradient of a part",
+    "train.cutout": "holes are filled with the mean of a part",
+    "train.generated": "the last rows of a part give way",
+    "train.mixup": "rows are mixed within a part",
+}
 """Trainings that look at a batch as a whole, and how: in parts they are others."""
 
 

@@ -29,7 +29,7 @@ class Batch:
 
 Step = Callable[[nn.Module, Batch], Tensor]
 """(module in training mode, batch) -> its loss, a mean over the rows of the batch."""
-Optimiser = Literal["adam", "sgd"]
+Optimiser = Literal["adam", "adam_short", "sgd"]
 Schedule = Literal["constant", "cosine", "cycle"]
 Precision = Literal["float32", "bf16"]
 
@@ -111,11 +111,17 @@ def _adam(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) 
     return torch.optim.Adam(parameters, lr=rate, weight_decay=weight_decay)
 
 
+def _adam_short(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
+    # networks that play against each other must not remember for long where the other one was
+    return torch.optim.Adam(parameters, lr=rate, betas=(0.5, 0.9), weight_decay=weight_decay)
+
+
 def _sgd(parameters: Iterator[nn.Parameter], rate: float, weight_decay: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=rate, momentum=0.9, weight_decay=weight_decay, nesterov=True)
 
 
 OPTIMISERS: Mapping[Optimiser, Callable[[Iterator[nn.Parameter], float, float], torch.optim.Optimizer]] = {
     "adam": _adam,
+    "adam_short": _adam_short,
     "sgd": _sgd,
 }

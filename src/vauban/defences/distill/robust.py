@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from vauban.core.crew import Crew
 from vauban.core.data import Data
-from vauban.core.defence import Context, Diary, Hardened, Store
+from vauban.core.defence import Context, Store
 from vauban.core.registry import configure
-from vauban.core.rng import Rng
 from vauban.core.space import Continuous
-from vauban.core.target import Target, TorchBacked
+from vauban.core.target import TorchBacked
 from vauban.defences.catalog import DEFENCES
-from vauban.defences.common import TorchModel, around, placement, row_batches, torch_backed, training_rows
-from vauban.defences.train.course import Searching
+from vauban.defences.common import TorchModel, around, placement, row_batches, training_rows
+from vauban.defences.train.course import Drill, Searching
 from vauban.defences.train.inner import Inner
 from vauban.defences.train.trades import divergence
 from vauban.parts.losses import log_probabilities
+from vauban.parts.shelves import shelf
 from vauban.parts.training import Batch
 from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
@@ -98,28 +98,22 @@ class RobustDistillation(Searching):
                 f"teacher is the id of a training, such as train.trades, or a module, got {self.teacher!r}"
             )
 
-    def __call__(self, target: Target, data: Data, rng: Rng, context: Context) -> Hardened:
-        model = torch_backed(target, self.card)
-        x, _ = training_rows(model, data, self.card)
-        kept = context.store.load() if context.store else None
-        if kept is not None and f"memory/{SOFT}" in kept[0]:
-            soft = kept[0][f"memory/{SOFT}"]
-        else:
-            soft = _answers(self._teacher(model, data, rng, context), x)
-        student = _Part(context, "student", {SOFT: soft})
-        return super().__call__(target, data, rng, student)
+    def prepare(self, drill: Drill, x: Tensor, y: Tensor, data: Data, context: Context) -> None:
+        """The teacher learns, and answers all training rows."""
+        rows, _ = training_rows(drill.target, data, self.card)
+        drill.memory[SOFT] = _answers(self._teacher(drill, data, context), rows)
 
-    def memory(self, context: Context | None) -> dict[str, Tensor]:
-        """The teacher's answers to all training rows."""
-        return dict(context.beside) if isinstance(context, _Part) else {}
+    def store(self, context: Context) -> Store | None:
+        """Beside the teacher's, so that neither is made twice."""
+        return shelf(context.store, "student")
 
-    def _teacher(self, model: TorchModel, data: Data, rng: Rng, context: Context) -> TorchModel:
+    def _teacher(self, drill: Drill, data: Data, context: Context) -> TorchModel:
+        model = drill.target
         if isinstance(self.teacher, nn.Module):
-            given = self.teacher.eval().to(placement(model.module)[0])
-            return around(model, given, "+teacher")
+            return around(model, self.teacher.eval().to(placement(model.module)[0]), "+teacher")
         settings = {"epochs": self.teaching, "batch_size": self.batch_size, "from_scratch": self.from_scratch}
         method = configure(DEFENCES.load(self.teacher), settings)
-        made = method(model, data, rng.child("teacher"), _Part(context, "teacher")).target
+        made = method(model, data, drill.rng.child("teacher"), _Teaching(context)).target
         if not isinstance(made, TorchBacked):
             raise NotOffered(f"{self.teacher} made a teacher without layers: name another training.")
         return cast(TorchModel, made)
@@ -145,12 +139,11 @@ def _answers(teacher: TorchModel, x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """One of two trainings in a row: each keeps its own state in the same store; the second begins with what the first one made."""
+class _Teaching:
+    """The context of the teacher's training: its own shelf, and nothing in the diary."""
 
     whole: Context
-    name: str
-    beside: Mapping[str, Tensor] = field(default_factory=dict)
+    diary: None = None
 
     @property
     def radius(self) -> float | None:
@@ -165,26 +158,11 @@ class _Part:
         return self.whole.crew
 
     @property
-    def diary(self) -> Diary | None:
-        return self.whole.diary
-
-    @property
     def store(self) -> Store | None:
-        return self if self.whole.store else None
+        return shelf(self.whole.store, "teacher")
 
     def attack(self, id: str, **settings: Any) -> Callable[..., Any]:
         return self.whole.attack(id, **settings)
 
     def progress(self, done: int, total: int, text: str = "") -> None:
-        self.whole.progress(done, total, f"{self.name}: {text}")
-
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        """As of a store."""
-        assert self.whole.store is not None
-        self.whole.store.save(tensors, {**facts, "part": self.name})
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """As of a store; None for what another part left."""
-        assert self.whole.store is not None
-        found = self.whole.store.load()
-        return found if found is not None and found[1].get("part") == self.name else None
+        self.whole.progress(done, total, f"the teacher: {text}")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vauban.core.crew import ALONE
 from vauban.core.data import Data
-from vauban.core.defence import Context, Diary, Hardened
+from vauban.core.defence import Context, Diary, Hardened, Store
 from vauban.core.rng import Rng
 from vauban.core.space import Continuous
 from vauban.core.target import Target
@@ -88,9 +88,13 @@ class AdversarialTraining(ABC):
         """Share of its full size that the radius has at this batch."""
         return min(1.0, batch.share / self.ramp) if self.ramp else 1.0
 
-    def memory(self, context: Context | None) -> dict[str, Tensor]:
-        """What the method knows before its first batch."""
-        return {}
+    def prepare(self, drill: Drill, x: Tensor, y: Tensor, data: Data, context: Context) -> None:  # noqa: B027  most need none
+        """What there is to do with the rows that are trained on, `x` `[m, ...]`, `y` `[m]`, before the first batch; what it leaves for the
+        batches goes into the drill's memory."""
+
+    def store(self, context: Context) -> Store | None:
+        """Where this training keeps its state."""
+        return context.store
 
     @property
     def course(self) -> Course:
@@ -112,13 +116,14 @@ class AdversarialTraining(ABC):
         x, y = training_rows(model, data, self.card)
         seed = int(rng.child("train").seed)
         module = fresh(model, seed, self.card) if self.from_scratch else model.clone()
-        drill = Drill(self, model, space, radius, Rng(seed, len(x)), self.memory(context))
-        made = drill.run(module, x, y, seed, context)
+        drill = Drill(self, model, space, radius, Rng(seed, len(x)))
+        made = drill.run(module, x, y, seed, context, data)
         facts: dict[str, Any] = {
             "space": space.name,
             "radius": radius,
             "epochs": made.epochs,
             **self.facts(),
+            **drill.told,
             "started_from": "fresh weights" if self.from_scratch else "the model's own weights",
         }
         facts |= {"ended": made.ended} if made.ended else {}
@@ -129,6 +134,7 @@ class AdversarialTraining(ABC):
             *((_PLAIN,) if target.recipe else ()),
             *((_COARSE,) if self.precision == "bf16" and _on_cpu(module, context) else ()),
             *((f"Training ended early: {made.ended}.",) if made.ended else ()),
+            *drill.caveats,
         )
         return Hardened(around(model, made.module, self.suffix), facts, caveats)
 
@@ -185,12 +191,18 @@ class Drill:
     rng: Rng
     memory: dict[str, Tensor] = field(default_factory=dict)
     """What a method hands from batch to batch, and the accuracy under attack of the best epoch as `best`."""
+    told: dict[str, Any] = field(default_factory=dict)
+    """What the report says of the preparations."""
+    caveats: tuple[str, ...] = ()
     taught: Tensor | None = None
     """The numbers of the rows that are trained on, among all; None where these are all."""
     order: torch.memory_format = torch.preserve_format
     """Of inputs in memory."""
 
-    def run(self, module: nn.Module, x: Tensor, y: Tensor, seed: int, context: Context | None) -> Trained:
+    def run(
+        self, module: nn.Module, x: Tensor, y: Tensor, seed: int, context: Context | None, data: Data | None = None
+    ) -> Trained:
+        """Train; without data there are no preparations."""
         count = round(self.how.validation * len(x))
         if self.how.validation and min(count, len(x) - count) < FEWEST:
             raise BadData(
@@ -199,6 +211,8 @@ class Drill:
             )
         order = torch.randperm(len(x), generator=self.rng.torch("validation")) if count else torch.arange(len(x))
         held, self.taught = order[:count], order[count:].sort().values
+        if data is not None and context is not None:
+            self.how.prepare(self, x[self.taught], y[self.taught], data, context)
         # convolutions are faster in this order, and the weights are the same
         if x.dim() == 4:
             self.order = memory_format(module, x[:1].to(placement(module)[0]))
@@ -213,7 +227,7 @@ class Drill:
             self.how.course,
             seed,
             judge=(lambda net: self.judge(net, x[held], y[held], held)) if count else None,
-            store=context.store if context else None,
+            store=self.how.store(context) if context else None,
             progress=(lambda done, total: context.progress(done, total, name)) if context else None,
             crew=context.crew if context else ALONE,
             memory=self.memory,
