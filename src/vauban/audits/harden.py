@@ -6,6 +6,7 @@ The run folder is that of the audit after; the audit before lies in `before/`, t
     DIR/training.safetensors  while the defence trains: all that its next epoch depends on
     DIR/before/            a run folder of its own
     DIR/model.safetensors  the weights of the defended model
+    DIR/model.skops ...    the defended model in the format that it came in, where there is one that holds it
     DIR/model.json         facts about it, and how to load it
     DIR/report.json ...    the audit after, with `before_after`
 
@@ -33,10 +34,10 @@ from vauban.audits.plan import Request, default_threats
 from vauban.audits.progress import Quiet, Watcher
 from vauban.audits.runner import Ready, carry_out, prepare, write_reports
 from vauban.audits.store import NAME, guarded, write_whole
-from vauban.core.defence import Defence, Hardened, Restorable
+from vauban.core.defence import Defence, Hardened, Restorable, Selective
 from vauban.core.registry import configure
 from vauban.core.rng import Rng, derive_seed
-from vauban.core.target import Target, TorchBacked
+from vauban.core.target import Portable, Target, TorchBacked
 from vauban.defences.catalog import DEFENCES
 from vauban.engine.context import HouseContext
 from vauban.engine.gate import offered
@@ -134,18 +135,32 @@ def _again(request: Request, settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _refuse(card: DefenceCard, ready: Ready) -> None:
-    """Raise NotOffered where the card already says that the defence cannot be used here."""
-    case = ready.case
+    """Raise NotOffered where it is already known that the defence cannot be used here, naming those that can."""
+    why = _unusable(card.id, ready)
+    if not why:
+        return
+    fit = [id for id in DEFENCES.ids() if not _unusable(id, ready)]
+    instead = f"use one that can be used: {', '.join(fit)}" if fit else "none can be used on it"
+    raise NotOffered(f"{card.id} {why}: {instead}.")
+
+
+def _unusable(id: str, ready: Ready) -> str:
+    """Why a defence cannot be used on this model with this data, in words that follow its id; empty where it can."""
+    case, method = ready.case, DEFENCES.load(id)
+    card: DefenceCard = method.card
     if case.domain.task not in card.tasks:
-        raise NotOffered(f"{card.id} is made for {' and '.join(card.tasks)}, and this is a {case.domain.task}.")
+        return f"is made for {' and '.join(card.tasks)}, and this is a {case.domain.task}"
     if card.modalities and case.domain.kind not in card.modalities:
-        raise NotOffered(f"{card.id} is made for {' and '.join(card.modalities)} data, and this is {case.domain.kind}.")
+        return f"is made for {' and '.join(card.modalities)} data, and this is {case.domain.kind}"
+    if isinstance(method, Selective) and (kind := method.unfit(case.target)):
+        return f"{kind}, and {case.target.id} is none"
     missing = card.needs & ~offered(case)
     if missing:
-        raise NotOffered(
-            f"{card.id} needs {', '.join(missing.words())}, which {case.target.id} with this data does not offer: give the "
-            "model as a PyTorch module (a state dict with --factory) together with its training rows."
+        return (
+            f"needs {', '.join(missing.words())}, which {case.target.id} with this data does not offer (a PyTorch module, or a "
+            "state dict with --factory, together with its training rows offers all)"
         )
+    return ""
 
 
 def _identity(ready: Ready, id: str, settings: Mapping[str, Any], threat: ThreatModel) -> dict[str, Any]:
@@ -256,25 +271,42 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _keep(made: Hardened, card: DefenceCard, ready: Ready, folder: Path) -> None:
-    """Save the weights first, then the facts: facts without weights never lie there."""
-    if not isinstance(made.target, TorchBacked) or (folder / FACTS).exists():
+    """Save the model first, then the facts: facts without a model never lie there."""
+    state = _state(made)
+    files = made.target.files() if isinstance(made.target, Portable) else {}
+    if not state or (folder / FACTS).exists():
         return
-    state = made.target.module.state_dict()
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
     facts = {
         "defence": card.id,
         "facts": made.facts,
         "caveats": list(made.caveats),
         "sha256": made.target.sha256(),
-        "module": type(made.target.module).__name__,
-        "how_to_load": _how_to_load(made.target, ready.case.target),
+        "module": type(made.target.module if isinstance(made.target, TorchBacked) else made.target).__name__,
+        "how_to_load": _how_to_load(made.target, ready.case.target, sorted(files)),
     }
     with guarded(folder):
-        write_whole(folder / WEIGHTS, save(tensors, {"defence": card.id}))
+        for name, written in files.items():
+            write_whole(folder / name, written)
+        write_whole(folder / WEIGHTS, save(state, {"defence": card.id}))
         write_whole(folder / FACTS, _json(facts))
 
 
-def _how_to_load(target: TorchBacked, original: Target) -> str:
+def _state(made: Hardened) -> dict[str, Tensor]:
+    """All that was learnt, as tensors that can be saved."""
+    inner = made.target.module.state_dict() if isinstance(made.target, TorchBacked) else {}
+    found = made.state or inner
+    return {k: v.detach().cpu().contiguous().clone() for k, v in found.items() if isinstance(v, Tensor)}
+
+
+def _how_to_load(target: Target, original: Target, files: list[str]) -> str:
+    """In words; `files` hold the model in the format that it came in."""
+    if files:
+        return (
+            f"{' and '.join(files)} is the defended model, of the same kind as the one that was given: load it as that one, "
+            f"or audit it (vauban audit {files[0]} ...). {WEIGHTS} holds what was learnt as tensors, for resumption."
+        )
+    if not isinstance(target, TorchBacked):
+        return f"{WEIGHTS} holds what was learnt as tensors: `after.target` in Python has the model whole."
     same = isinstance(original, TorchBacked) and _layout(original) == _layout(target)
     if same:
         return (

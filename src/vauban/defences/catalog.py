@@ -23,6 +23,8 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
         "train.mart": "vauban.defences.train.mart:MART",
         "train.multi": "vauban.defences.train.multi:SeveralNorms",
         "train.pgd": "vauban.defences.train.pgd:PGDTraining",
+        "train.robust_linear": "vauban.defences.train.robust_linear:RobustLinear",
+        "train.robust_trees": "vauban.defences.train.robust_trees:RobustTrees",
         "train.trades": "vauban.defences.train.trades:TRADES",
     },
 )
