@@ -25,10 +25,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from vauban.audits.compare import compare
+from vauban.audits.kept import FACTS, WEIGHTS, as_json, keep, own, read, weights
 from vauban.audits.machine import version
 from vauban.audits.plan import Request, default_threats
 from vauban.audits.progress import Quiet, Watcher
@@ -37,7 +38,7 @@ from vauban.audits.store import NAME, guarded, write_whole
 from vauban.core.defence import Defence, Hardened, Restorable, Selective
 from vauban.core.registry import configure
 from vauban.core.rng import Rng, derive_seed
-from vauban.core.target import Portable, Target, TorchBacked
+from vauban.core.target import Target
 from vauban.defences.catalog import DEFENCES
 from vauban.engine.context import HouseContext
 from vauban.engine.gate import offered
@@ -46,7 +47,7 @@ from vauban.schema.errors import CorruptFile, NotOffered, RunFolder
 from vauban.schema.log import AuditLog, Comparison, Curve
 from vauban.schema.threat import ThreatModel
 
-MARK, WEIGHTS, FACTS, BEFORE = "hardening.json", "model.safetensors", "model.json", "before"
+MARK, BEFORE = "hardening.json", "before"
 TRAINING = "training.safetensors"
 
 
@@ -89,12 +90,13 @@ def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
     ready = prepare(request)
     threat = _threat(request, ready)
     _refuse(card, ready)
-    _look(folder, _identity(ready, id, identity_settings, threat))
+    identity = _identity(ready, id, identity_settings, threat)
+    _look(folder, identity)
     # Defended first: what makes the defence impossible is told at once, not after an audit.
-    claim = partial(_claim, folder, _identity(ready, id, identity_settings, threat))
+    claim = partial(_claim, folder, identity)
     made = _made(method, ready, threat, folder, watcher, claim)
     claim()
-    _keep(made, card, ready, folder)
+    keep(made, card, ready.case.target, folder)
     (folder / TRAINING).unlink(missing_ok=True)
     watcher.note(f"before: {ready.case.target.id}")
     before = carry_out(ready, folder / BEFORE, watcher)
@@ -191,7 +193,7 @@ def _look(folder: Path, identity: Mapping[str, Any]) -> None:
                 "another folder; nothing was written."
             )
         return
-    before, now = _read(folder / MARK), json.loads(_json(identity))
+    before, now = read(folder / MARK), json.loads(as_json(identity))
     differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     if differ:
         told = "; ".join(f"{k} was {str(before.get(k))[:40]}, now {str(now.get(k))[:40]}" for k in differ)
@@ -205,7 +207,7 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
     """Mark the folder as this hardening's own, and as a run: an empty file is an empty journal."""
     with guarded(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / MARK, _json(identity))
+        write_whole(folder / MARK, as_json(identity))
         (folder / NAME).touch()
 
 
@@ -217,10 +219,10 @@ class _Interrupted:
     claim: Callable[[], None]
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        with guarded(self.folder):
+        if not (self.folder / MARK).exists():
             self.claim()
-            write_whole(self.folder / TRAINING, save(whole, {"facts": json.dumps(facts)}))
+        with guarded(self.folder):
+            write_whole(self.folder / TRAINING, save(own(tensors), {"facts": json.dumps(facts)}))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self.folder / TRAINING
@@ -239,10 +241,10 @@ def _made(
     """The defended target: put together again from what was saved, else made."""
     target, data = ready.case.target, ready.request.data
     if isinstance(method, Restorable) and (folder / MARK).exists() and (folder / FACTS).exists():
-        kept = _read(folder / FACTS)
+        kept = read(folder / FACTS)
         watcher.note(f"the defended model was made before: reading {folder / WEIGHTS}")
         try:
-            restored = method.restore(target, data, _weights(folder / WEIGHTS))
+            restored = method.restore(target, data, weights(folder / WEIGHTS))
         except (RuntimeError, ValueError) as error:
             raise CorruptFile(f"The saved model {folder / WEIGHTS} does not fit: name another folder.") from error
         if restored.sha256() != kept.get("sha256"):
@@ -253,74 +255,6 @@ def _made(
     rng = Rng(derive_seed(ready.request.seed, "harden", method.card.id))
     made = method(target, data, rng, context)
     return replace(made, target=made.target.settled(ready.case.domain))
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise CorruptFile(f"The saved model {path} cannot be read ({error}): name another folder.") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return found
-    except (OSError, ValueError) as error:
-        raise CorruptFile(f"{path} cannot be read ({error}): name another folder.") from error
-
-
-def _keep(made: Hardened, card: DefenceCard, ready: Ready, folder: Path) -> None:
-    """Save the model first, then the facts: facts without a model never lie there."""
-    state = _state(made)
-    files = made.target.files() if isinstance(made.target, Portable) else {}
-    if not state or (folder / FACTS).exists():
-        return
-    facts = {
-        "defence": card.id,
-        "facts": made.facts,
-        "caveats": list(made.caveats),
-        "sha256": made.target.sha256(),
-        "module": type(made.target.module if isinstance(made.target, TorchBacked) else made.target).__name__,
-        "how_to_load": _how_to_load(made.target, ready.case.target, sorted(files)),
-    }
-    with guarded(folder):
-        for name, written in files.items():
-            write_whole(folder / name, written)
-        write_whole(folder / WEIGHTS, save(state, {"defence": card.id}))
-        write_whole(folder / FACTS, _json(facts))
-
-
-def _state(made: Hardened) -> dict[str, Tensor]:
-    """All that was learnt, as tensors that can be saved."""
-    inner = made.target.module.state_dict() if isinstance(made.target, TorchBacked) else {}
-    found = made.state or inner
-    return {k: v.detach().cpu().contiguous().clone() for k, v in found.items() if isinstance(v, Tensor)}
-
-
-def _how_to_load(target: Target, original: Target, files: list[str]) -> str:
-    """In words; `files` hold the model in the format that it came in."""
-    if files:
-        return (
-            f"{' and '.join(files)} is the defended model, of the same kind as the one that was given: load it as that one, "
-            f"or audit it (vauban audit {files[0]} ...). {WEIGHTS} holds what was learnt as tensors, for resumption."
-        )
-    if not isinstance(target, TorchBacked):
-        return f"{WEIGHTS} holds what was learnt as tensors: `after.target` in Python has the model whole."
-    same = isinstance(original, TorchBacked) and _layout(original) == _layout(target)
-    if same:
-        return (
-            f"{WEIGHTS} is a state dict of the same architecture as the model that was given: load it into that "
-            "module, or audit it with --factory."
-        )
-    return (
-        f"{WEIGHTS} is a state dict of a module that is not laid out like the one that was given (see facts): "
-        "`after.target.module` in Python has it whole; a factory must build that module."
-    )
-
-
-def _layout(target: TorchBacked) -> dict[str, tuple[int, ...]]:
-    return {k: tuple(v.shape) for k, v in target.module.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _answers(before: Ready, after: Ready) -> dict[str, float]:
@@ -378,7 +312,3 @@ def _security_first(curves: list[Curve], card: DefenceCard) -> list[Curve]:
     known = [c for a in card.adaptive for c in security if c.id.startswith(f"{a}.")]
     first = (known or security)[0]
     return [first.model_copy(update={"id": "security_curve"}), *(c for c in curves if c is not first)]
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()

@@ -160,7 +160,9 @@ class RobustTrees:
         truth = y.detach().cpu().numpy().astype(np.int64)
         missing = sorted(set(range(len(known))) - set(truth.tolist()))
         if missing:
-            raise BadData(f"The training rows lack class {known[missing[0]]}, which the model knows: give rows of each.")
+            raise BadData(
+                f"The training rows lack class {known[missing[0]]}, which the model knows: give rows of each."
+            )
         return plant(known[truth], int(np.prod(x.shape[1:])), self.trees, self.depth, self.rate)
 
 
@@ -173,7 +175,11 @@ class Box:
     radius: float
 
     def state(self) -> dict[str, Tensor]:
-        return {"low": self.low.cpu(), "high": self.high.cpu(), "radius": torch.tensor(self.radius, dtype=torch.float64)}
+        return {
+            "low": self.low.cpu(),
+            "high": self.high.cpu(),
+            "radius": torch.tensor(self.radius, dtype=torch.float64),
+        }
 
     @classmethod
     def of(cls, state: Mapping[str, Tensor]) -> Box:
