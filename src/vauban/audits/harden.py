@@ -141,14 +141,15 @@ def _refuse(card: DefenceCard, ready: Ready) -> None:
     why = _unusable(card.id, ready)
     if not why:
         return
-    fit = [id for id in DEFENCES.ids() if not _unusable(id, ready)]
+    fit = [name for name in DEFENCES.ids() if not _unusable(name, ready)]
     instead = f"use one that can be used: {', '.join(fit)}" if fit else "none can be used on it"
     raise NotOffered(f"{card.id} {why}: {instead}.")
 
 
 def _unusable(id: str, ready: Ready) -> str:
     """Why a defence cannot be used on this model with this data, in words that follow its id; empty where it can."""
-    case, method = ready.case, DEFENCES.load(id)
+    case = ready.case
+    method: Any = DEFENCES.load(id)
     card: DefenceCard = method.card
     if case.domain.task not in card.tasks:
         return f"is made for {' and '.join(card.tasks)}, and this is a {case.domain.task}"

@@ -274,12 +274,15 @@ class _Sums:
                 found.gain[better] = gain[nodes, cut][better]
         return found
 
-    def _sides(self, first: Ints, sure: Ints) -> Iterator[tuple[bool, Ints]]:
-        """Whether the right is the higher side, and the threshold from which on each row is left."""
-        yield True, np.where(self.up, first, sure)
-        yield False, np.where(self.up, sure, first)
+    def _sides(self, first: Ints, sure: Ints) -> Iterator[tuple[int, Ints]]:
+        """Which side is to be the higher (1: right, -1: left, 0: either), and the threshold from which on each row is left."""
+        if (first == sure).all():  # nobody can choose, as in features that are 0 or 1
+            yield 0, first
+            return
+        yield 1, np.where(self.up, first, sure)
+        yield -1, np.where(self.up, sure, first)
 
-    def _gains(self, place: Ints, cuts: int, totals: tuple[Floats, Floats], rising: bool) -> Floats:
+    def _gains(self, place: Ints, cuts: int, totals: tuple[Floats, Floats], rising: int) -> Floats:
         """`[nodes, cuts]`; -inf where the values would be in the other order, or a side too thin."""
         key, shape = self.at * (cuts + 1) + place, (self.nodes, cuts + 1)
         size = shape[0] * shape[1]
@@ -289,6 +292,6 @@ class _Sums:
         rest = [total[:, None] - part for total, part in zip(totals, (slope, curve), strict=True)]
         penalty = self.how.penalty + LEAST
         left, right = -slope / (curve + penalty), -rest[0] / (rest[1] + penalty)
-        sound = ((left < right) if rising else (left > right)) & (np.minimum(curve, rest[1]) > self.how.least)
+        sound = ((right - left) * rising >= 0) & (np.minimum(curve, rest[1]) > self.how.least)
         whole = np.square(totals[0]) / (totals[1] + penalty)
         return np.where(sound, -slope * left - rest[0] * right - whole[:, None], -np.inf)

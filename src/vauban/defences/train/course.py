@@ -115,7 +115,7 @@ class AdversarialTraining(ABC):
         if self.validation:
             facts |= {"best_epoch": made.best, "validated": max(e.get("judged", 0.0) for e in made.history)}
         caveats = (
-            *((_PLAIN,) if target.recipe else ()),
+            *((PLAIN,) if target.recipe else ()),
             *((f"Training ended early: {made.ended}.",) if made.ended else ()),
         )
         return Hardened(around(model, made.module, self.suffix), facts, caveats)
@@ -141,7 +141,7 @@ class Searching(AdversarialTraining):
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
 
-_PLAIN = (
+PLAIN = (
     "Reference models of leakage attacks on the defended model were trained without the defence, so its leakage may "
     "be larger than measured."
 )

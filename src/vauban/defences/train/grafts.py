@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,10 +42,7 @@ class Grown:
         ends = np.concatenate([[0], np.cumsum(sizes.numpy().reshape(-1))])
         if any(len(parts[name]) != ends[-1] for name in Nodes._fields):
             raise ValueError("these are no trees: their nodes are not as many as said")
-        trees = [
-            Nodes(*(parts[name][low:high] for name in Nodes._fields))
-            for low, high in zip(ends[:-1], ends[1:], strict=True)
-        ]
+        trees = [Nodes(*(parts[name][low:high] for name in Nodes._fields)) for low, high in pairwise(ends)]
         columns = sizes.shape[1]
         return cls([trees[at : at + columns] for at in range(0, len(trees), columns)])
 
