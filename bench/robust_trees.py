@@ -15,12 +15,12 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import os
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import common
+import models
 import numpy as np
 import torch
 from sklearn.datasets import load_breast_cancer
@@ -67,7 +67,7 @@ def breast_cancer(seed: int, asked: argparse.Namespace) -> Split:
 
 
 def adult(seed: int, asked: argparse.Namespace) -> Split:
-    folder = models.folder() / "adult"
+    folder = models.data_folder() / "adult"
     taught, judged = (_rows(folder / f"adult.{part}.gz") for part in ("data", "test"))
     draw = np.random.default_rng(seed)
     taught = [taught[i] for i in draw.permutation(len(taught))[: asked.rows]]
