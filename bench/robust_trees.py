@@ -1,6 +1,6 @@
 """Robust boosted trees beside an ordinary booster of equal size: how often each is wrong, unmoved and moved.
 
-    python bench/robust_trees.py [--quick] [--seeds 3] [--rows 8000] [--judged 300] [--seconds 3]
+    python bench/robust_trees.py [--quick] [--seeds 3] [--rows 6000] [--judged 200] [--seconds 1]
 
 Breast cancer (scikit-learn's, 569 rows, 30 features, a quarter of them judged) and Adult (numbers as they are, categories as 0 or 1;
 `--rows` of the training file, `--judged` of the test file), every feature scaled to 0 to 1 by the training rows, linf, the box 0 to 1.
@@ -172,9 +172,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=8000)
-    parser.add_argument("--judged", type=int, default=300)
-    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--rows", type=int, default=6000)
+    parser.add_argument("--judged", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=1.0)
     asked = parser.parse_args()
     if asked.quick:
         asked.seeds, asked.rows, asked.judged, asked.seconds = 1, 2000, 60, 0.5

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 Kind = Literal["softmax", "sigmoids", "values"]
 """What scores mean: classes against each other; each class (or the second of two) against the rest; a value."""
-STAGES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
+STAGES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)
 """How far corners are rounded off, from stage to stage: in scores, together."""
 STEPS = 2000
 """Of L-BFGS, a stage."""
