@@ -39,25 +39,26 @@ class Exported(nn.Module):
         return torch.cat([self.program(part) for part in padded.split(self.size)])[: len(x)]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Exported:
-        return Exported(_copied(self.program, memo), self.size, self.origin)
+        with warnings.catch_warnings():  # copying the tree of arguments warns of torch's own deprecated class
+            warnings.simplefilter("ignore", FutureWarning)
+            return Exported(copy.deepcopy(self.program, memo), self.size, self.origin)
 
     def files(self) -> dict[str, bytes]:
         """The program that it came from with the weights of now, as a `.pt2` file."""
         here = self.program.state_dict()
         if self.origin is None or here.keys() != self.origin.state_dict.keys():
             return {}
-        program, written = _copied(self.origin, {}), io.BytesIO()
+        program = torch.export.load(io.BytesIO(_saved(self.origin)))  # a copy: copying it otherwise renames its inputs
         with torch.no_grad():
             for name, tensor in program.state_dict.items():
                 tensor.copy_(here[name])
-        torch.export.save(program, written)
-        return {"model.pt2": written.getvalue()}
+        return {"model.pt2": _saved(program)}
 
 
-def _copied(thing: Any, memo: dict[int, Any]) -> Any:
-    with warnings.catch_warnings():  # copying the tree of arguments warns of torch's own deprecated class
-        warnings.simplefilter("ignore", FutureWarning)
-        return copy.deepcopy(thing, memo)
+def _saved(program: Any) -> bytes:
+    written = io.BytesIO()
+    torch.export.save(program, written)
+    return written.getvalue()
 
 
 def load(path: Path, asked: Options) -> nn.Module:
