@@ -5,7 +5,7 @@
 Breast cancer (scikit-learn's, 569 rows, 30 features, a quarter of them judged) and Adult (numbers as they are, categories as 0 or 1;
 `--rows` of the training file, `--judged` of the test file), every feature scaled to 0 to 1 by the training rows, linf, the box 0 to 1.
 `plain` is scikit-learn's GradientBoostingClassifier with its own settings (100 trees of depth 3); `robust` is `train.robust_trees`
-with as many trees of that depth. A row counts as broken where a point within the radius is answered wrongly (3,000 random points,
+with as many trees of that depth, `half` the same trained against half of the radius that it is judged at. A row counts as broken where a point within the radius is answered wrongly (3,000 random points,
 then the exact search), as proved where the exact search finds none; the rest, for which it had not `--seconds`, is told as the width
 of an interval. Seeds draw the rows. Writes results/robust_trees.json and prints a table.
 """
@@ -38,6 +38,7 @@ from vauban.targets.proofs import estimator_model
 
 TREES, DEPTH, DRAWS = 100, 3, 3000
 RADII = {"breast cancer": (0.05, 0.1, 0.3), "adult": (0.05, 0.1)}
+SHARES = {"robust": 1.0, "half": 0.5}
 NUMBERS = (0, 2, 4, 10, 11, 12)
 """Columns of Adult that are numbers; the last is the answer."""
 COLUMNS = [
@@ -90,11 +91,11 @@ def _rows(path: Path) -> list[list[str]]:
         return [[cell.strip() for cell in row] for row in csv.reader(file) if len(row) == 15]
 
 
-def robust(split: Split, plain: Any, radius: float) -> tuple[Any, float]:
+def robust(split: Split, plain: Any, radius: float, share: float) -> tuple[Any, float]:
     """The robust booster, and the seconds that it took."""
     data = Data(split.x, split.y, split.x_test, split.y_test)
     started = time.process_time()
-    method = RobustTrees(trees=TREES, depth=DEPTH)
+    method = RobustTrees(trees=TREES, depth=DEPTH, share=share)
     made = method(target(plain, bounds=(0, 1)), data, Rng(0), HouseContext(radius, Linf(0.0, 1.0))).target
     return made.estimator, time.process_time() - started  # type: ignore[attr-defined]
 
@@ -145,8 +146,9 @@ def run(asked: argparse.Namespace) -> list[dict[str, Any]]:
             plain.fit(split.x, split.y)
             spent = time.process_time() - started
             for radius in RADII[name]:
-                hard, longer = robust(split, plain, radius)
-                for told, estimator, seconds in (("plain", plain, spent), ("robust", hard, longer)):
+                made = {"plain": (plain, spent)}
+                made |= {told: robust(split, plain, radius, share) for told, share in SHARES.items()}
+                for told, (estimator, seconds) in made.items():
                     found = judged(estimator, split, radius, asked.seconds)
                     rows.append(
                         {"data": name, "radius": radius, "seed": seed, "model": told, **found, "seconds": seconds}

@@ -27,7 +27,12 @@ from vauban.schema.log import AuditLog
 from vauban.targets.load import load_target
 from vauban.targets.skops import written
 
-HOW: dict[str, Any] = {"include": ["evasion.fgsm", "evasion.square"], "profile": "smoke", "samples": 24}
+HOW: dict[str, Any] = {
+    "include": ["evasion.fgsm", "evasion.square"],
+    "profile": "smoke",
+    "samples": 12,
+    "exclude": ["evasion.cascade"],
+}
 
 
 def table(classes: int = 2) -> Data:
@@ -62,16 +67,14 @@ def confirmed(path: Path, data: Data, defence: str, out: Path, threat: str, name
     facts = json.loads((out / "model.json").read_text())
     assert name in facts["how_to_load"]
     assert (out / "model.safetensors").exists()
-    second = load_target(out / name, bounds=(0, 1))
+    second = load_target(out / name)
     assert second.sha256() == facts["sha256"] == after.log.target.sha256
-    own = (
-        {a: s for a, s in after.log.config["settings"].items() if a != defence} if hasattr(after.log, "config") else {}
-    )
-    log = vauban.audit(second, data, threats=[threat], settings=own, **{**HOW, "include": _made(after.log)})
+    log = vauban.audit(second, data, threats=[threat], **{**HOW, "include": _made(after.log)})
     assert figures(log) == figures(after.log)
     assert figures(log)
     rows = after.comparison.changes
-    assert all(_value(log, change.check, change.name) == change.after.value for change in rows if change.after)
+    assert rows
+    assert all(_value(log, change.check, change.name) == change.after for change in rows)
     return after, second
 
 
@@ -135,9 +138,9 @@ def test_a_black_box_is_told_which_defences_there_are(tmp_path: Path) -> None:
         vauban.harden(str(trees), data, defence="train.trades", threat="linf:0.1", out=tmp_path / "run", **HOW)
     with pytest.raises(NotOffered, match=r"is made for linear models, and t\.skops is none: use one"):
         vauban.harden(str(trees), data, defence="train.robust_linear", threat="linf:0.1", **HOW)
-    neighbours = saved(KNeighborsClassifier(), data, tmp_path / "k.skops")
+    neighbours = KNeighborsClassifier().fit(data.x_train.numpy(), data.y_train.numpy())
     with pytest.raises(NotOffered, match="none can be used on it"):
-        vauban.harden(str(neighbours), data, defence="train.pgd", threat="linf:0.1", **HOW)
+        vauban.harden(neighbours, data, defence="train.pgd", threat="linf:0.1", **HOW)
     net = saved(MLP, data, tmp_path / "n.skops")
     with pytest.raises(
         NotOffered, match=r"and n\.skops is none: use one that can be used: .*train\.pgd, .*train\.trades"
@@ -186,7 +189,7 @@ def test_credit_is_hardened(
     after, _ = confirmed(path, data, defence, tmp_path / "run", "linf:0.1", "model.skops", **settings)
     told = {change.name: change for change in after.comparison.changes if change.check == "evasion.square"}
     change = told["evasion.robust_accuracy"]
-    assert change.after.value > change.before.value
+    assert change.after > change.before
     assert after.comparison.facts["clean_accuracy_after"] > 0.6
 
 
