@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import random
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from stages import NETWORKS, pictures, stage, table
 from torch import Tensor, nn
 
 from vauban.attacks.catalog import ATTACKS
@@ -18,12 +17,12 @@ from vauban.core.data import Data
 from vauban.core.defence import Hardened, Restorable
 from vauban.core.registry import configure
 from vauban.core.rng import Rng
-from vauban.core.target import Domain, Outputs, TorchBacked
+from vauban.core.target import Domain, Outputs
 from vauban.defences.catalog import DEFENCES
 from vauban.parts.projections import L1, L2, Linf
 from vauban.schema.access import Access
 from vauban.schema.errors import BadData, BadOption, NotOffered
-from vauban.targets.torch import TorchTarget, Training
+from vauban.targets.torch import TorchTarget
 
 QUICK: dict[str, dict[str, Any]] = {
     "certify.bands": {"band": 2, "epochs": 2},
@@ -45,6 +44,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "train.multi": {"epochs": 2, "steps": 2, "norms": "l2:0.2"},
     "train.noise": {"epochs": 2, "steps": 2, "copies": 2},
     "train.pgd": {"epochs": 2, "steps": 2},
+    "train.robust_trees": {"trees": 3, "depth": 2},
     "train.trades": {"epochs": 2, "steps": 2},
 }
 """Settings that take a moment; a defence that is not here runs with its own."""
@@ -77,91 +77,35 @@ class Context:
             raise KeyboardInterrupt
 
 
-def pictures() -> Data:
-    g = torch.Generator().manual_seed(3)
-    y = torch.arange(60) % 3
-    x = (0.2 * torch.rand(60, 1, 4, 4, generator=g) + 0.25 * y[:, None, None, None]).clamp(0, 1)
-    return Data(x[:48], y[:48], x[48:], y[48:], id="blobs")
-
-
-def table(task: str) -> Data:
-    g = torch.Generator().manual_seed(4)
-    x = torch.rand(60, 5, generator=g)
-    y = x.sum(1).double() if task == "regression" else (x.sum(1) > 2.5).long()
-    return Data(x[:48], y[:48], x[48:], y[48:], id="table")
-
-
-def network(task: str = "classification", seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    if task == "regression":
-        return nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.1), nn.Linear(64, 3)
-    )
-
-
-def model(task: str = "classification", training: Training | None = None) -> TorchTarget:
-    with torch.random.fork_rng():
-        module = network(task)
-    domain = Domain(task=task, classes=None if task == "regression" else 3, low=0.0, high=1.0)  # type: ignore[arg-type]
-    return TorchTarget(module, "m", domain, None if task == "regression" else "logits", training)
-
-
 def defend(id: str, target: Any, data: Data, seed: int = 0, context: Context | None = None, **more: Any) -> Hardened:
     settings = {**QUICK.get(id, {}), **more}
     hardened: Hardened = configure(DEFENCES.load(id), settings)(target, data, Rng(seed), context or Context())
     return hardened
 
 
-def snapshot(module: nn.Module) -> list[Any]:
-    parts = list(module.modules())
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return [
-        [part.training for part in parts],
-        [(p.requires_grad, None if p.grad is None else p.grad.tolist()) for p in module.parameters()],
-        [len(getattr(part, name)) for part in parts for name in hooks],
-        [sorted(vars(p)) for p in module.parameters()],
-        {k: v.tolist() for k, v in module.state_dict().items()},
-        torch.get_rng_state().tolist(),
-        [np.asarray(part).tolist() for part in np.random.get_state()[1:]],  # noqa: NPY002
-        random.getstate(),
-        torch.is_grad_enabled(),
-    ]
-
-
-@pytest.fixture
-def odd_target() -> TorchTarget:
-    """In a state that is easy to disturb: part in training mode, one layer frozen, a gradient left over."""
-    target = model()
-    target.module[0].train()
-    target.module[1].eval()
-    target.module[0].bias.requires_grad_(False)
-    target.module[5].bias.grad = torch.ones(3)
-    return target
-
-
 @pytest.mark.parametrize("id", IDS)
-def test_the_given_target_is_left_as_it_was(id: str, odd_target: TorchTarget) -> None:
-    data = pictures()
+def test_the_given_target_is_left_as_it_was(id: str) -> None:
+    odd_target, data = stage(id).odd(), pictures()
     rows = data.x_train.clone()
-    before = snapshot(odd_target.module)
+    before = stage(id).snapshot(odd_target)
     hardened = defend(id, odd_target, data)
-    assert snapshot(odd_target.module) == before
+    assert stage(id).snapshot(odd_target) == before
     assert torch.equal(data.x_train, rows)
     assert hardened.target is not odd_target
 
 
 @pytest.mark.parametrize("id", TRAINED)
-def test_the_given_target_is_left_as_it_was_after_an_interruption(id: str, odd_target: TorchTarget) -> None:
-    before = snapshot(odd_target.module)
+def test_the_given_target_is_left_as_it_was_after_an_interruption(id: str) -> None:
+    odd_target = stage(id).odd()
+    before = stage(id).snapshot(odd_target)
     with pytest.raises(KeyboardInterrupt):
         defend(id, odd_target, pictures(), context=Context(fail=True))
-    assert snapshot(odd_target.module) == before
+    assert stage(id).snapshot(odd_target) == before
 
 
 @pytest.mark.parametrize("id", IDS)
 def test_the_new_target_answers_in_the_same_form_and_is_clean(id: str) -> None:
-    target, data = model(), pictures()
+    target, data = stage(id).model(), pictures()
     made = defend(id, target, data).target
     with torch.no_grad():
         old, new = target.forward(data.x_test), made.forward(data.x_test)
@@ -170,26 +114,17 @@ def test_the_new_target_answers_in_the_same_form_and_is_clean(id: str) -> None:
     assert bool(new.values.isfinite().all())
     assert made.id != target.id
     assert made.id.startswith(target.id)
-    assert Access.GRADIENTS in made.offers
-    assert isinstance(made, TorchBacked)
-    assert made.module is not target.module
-    assert {p.data_ptr() for p in made.module.parameters()}.isdisjoint(p.data_ptr() for p in target.module.parameters())
-    shape = snapshot(made.module)
-    assert not any(shape[0]), "in evaluation mode"
-    assert all(grad is None for _, grad in shape[1])
-    assert not any(shape[2]), "no hooks"
-    assert not any(shape[3]), "no attributes left on the parameters"
+    stage(id).check_clean(made, target)
 
 
 @pytest.mark.parametrize("id", IDS)
 def test_settling_and_wrapping_keep_the_answers(id: str) -> None:
-    target, data = model(), pictures()
+    target, data = stage(id).model(), pictures()
     made: Any = defend(id, target, data).target
     with torch.no_grad():
         answers = made.forward(data.x_test).values
         assert torch.equal(made.settled(target.domain).forward(data.x_test).values, answers)
-        assert torch.equal(made.around(made.clone(), "+x").forward(data.x_test).values, answers)
-        assert torch.equal(made.forward_features(data.x_test)[0].values, answers)
+        stage(id).check_wrapping(made, data.x_test)
     assert made.settled(target.domain).sha256() == made.sha256()
     assert hasattr(made.settled(target.domain), "softened") == hasattr(made, "softened")
 
@@ -197,31 +132,33 @@ def test_settling_and_wrapping_keep_the_answers(id: str) -> None:
 @pytest.mark.parametrize("id", IDS)
 def test_one_seed_one_model(id: str) -> None:
     data = pictures()
-    first, second = (defend(id, model(), data, seed=5).target.sha256() for _ in range(2))
+    first, second = (defend(id, stage(id).model(), data, seed=5).target.sha256() for _ in range(2))
     assert first == second
     if id in TRAINED:
-        assert defend(id, model(), data, seed=6).target.sha256() != first
+        changed = defend(id, stage(id).model(), data, seed=6).target.sha256() != first
+        assert changed == stage(id).seeded
 
 
 @pytest.mark.parametrize("id", IDS)
 def test_saved_weights_can_be_put_back(id: str) -> None:
     data = pictures()
-    made: Any = defend(id, model(), data).target
+    hardened = defend(id, stage(id).model(), data)
+    made: Any = hardened.target
     method = configure(DEFENCES.load(id), QUICK.get(id, {}))
     assert isinstance(method, Restorable)
-    state = {k: v.clone() for k, v in made.module.state_dict().items()}
-    again = method.restore(model(), data, state)
+    again = method.restore(stage(id).model(), data, stage(id).state(hardened))
     assert again.sha256() == made.sha256()
     assert again.id == made.id
+    assert again.offers == made.offers
     with torch.no_grad():
         assert torch.equal(again.forward(data.x_test).values, made.forward(data.x_test).values)
-    with pytest.raises(RuntimeError):
-        method.restore(model(), data, {"foreign": torch.zeros(1)})
+    with pytest.raises((RuntimeError, ValueError)):
+        method.restore(stage(id).model(), data, {"foreign": torch.zeros(1)})
 
 
 @pytest.mark.parametrize("id", IDS)
 def test_regression_is_defended_where_the_card_says_so(id: str) -> None:
-    target, data = model("regression"), table("regression")
+    target, data = stage(id).model("regression"), table("regression")
     card = DEFENCES.load(id).card
     if "regression" not in card.tasks:
         with pytest.raises(NotOffered, match="regression"):
@@ -250,7 +187,7 @@ def test_what_is_no_torch_module_is_refused_in_a_sentence(id: str) -> None:
         def forward(self, x: Tensor) -> Outputs:
             return Outputs(torch.zeros(len(x), dtype=torch.int64), "labels")
 
-    with pytest.raises(NotOffered, match=r"endpoint offers labels only: give the model as an nn\.Module"):
+    with pytest.raises(NotOffered, match=stage(id).refusal):
         defend(id, Black(), pictures())
 
 
@@ -258,12 +195,12 @@ def test_what_is_no_torch_module_is_refused_in_a_sentence(id: str) -> None:
 def test_without_training_rows_the_user_is_told_to_give_them(id: str) -> None:
     whole = pictures()
     with pytest.raises(BadData, match="give x_train and y_train"):
-        defend(id, model(), Data(None, None, whole.x_test, whole.y_test))
+        defend(id, stage(id).model(), Data(None, None, whole.x_test, whole.y_test))
 
 
 @pytest.mark.parametrize("id", IDS)
 def test_a_recipe_trains_models_of_the_same_kind(id: str) -> None:
-    target, data = model(training=Training(epochs=1)), pictures()
+    target, data = stage(id).model(**stage(id).recipe_needs), pictures()
     made = defend(id, target, data).target
     assert Access.TRAINING in made.offers
     assert made.recipe is not None
@@ -275,7 +212,7 @@ def test_a_recipe_trains_models_of_the_same_kind(id: str) -> None:
 
 @pytest.mark.parametrize("id", IDS)
 def test_facts_and_caveats_can_be_written_down(id: str) -> None:
-    hardened = defend(id, model(), pictures())
+    hardened = defend(id, stage(id).model(), pictures())
     assert json.loads(json.dumps(hardened.facts)) == hardened.facts
     assert hardened.facts
     assert all(text.endswith(".") for text in hardened.caveats)
@@ -309,6 +246,12 @@ def test_the_card_is_complete(id: str) -> None:
         ("train.pgd", {"ramp": 1.5}),
         ("train.pgd", {"rate": 0.0}),
         ("train.pgd", {"weight_decay": -1.0}),
+        ("train.robust_linear", {"penalty": 0.0}),
+        ("train.robust_trees", {"trees": 0}),
+        ("train.robust_trees", {"depth": 0}),
+        ("train.robust_trees", {"rate": 1.5}),
+        ("train.robust_trees", {"penalty": -1.0}),
+        ("train.robust_trees", {"share": 1.5}),
         ("distill.defensive", {"temperature": 1.0}),
         ("distill.defensive", {"epochs": 0}),
         ("distill.defensive", {"rate": -1.0}),
@@ -333,7 +276,7 @@ def test_settings_that_make_no_sense_are_refused(id: str, settings: dict[str, An
 def test_adversarial_training_runs_in_every_space(space: Any, task: str) -> None:
     data = pictures() if task == "classification" else table(task)
     context = Context(radius=0.3, space=space)
-    hardened = defend("train.pgd", model(task), data, context=context, clean=0.5, from_scratch=True)
+    hardened = defend("train.pgd", NETWORKS.model(task), data, context=context, clean=0.5, from_scratch=True)
     assert hardened.facts["space"] == space.name
     assert context.told == [(1, 2), (2, 2)]
 

@@ -7,6 +7,7 @@ The run folder is that of the audit after; the audit before lies in `before/`, t
     DIR/trials.json        where the defence was chosen by experiment: the trials and the choice
     DIR/before/            a run folder of its own
     DIR/model.safetensors  the weights of the defended model
+    DIR/model.skops ...    the defended model in the format that it came in, where there is one that holds it
     DIR/model.json         facts about it, and how to load it
     DIR/report.json ...    the audit after, with `before_after`
 
@@ -25,12 +26,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from vauban.audits.choose import AUTO, Auto, choose, spent
 from vauban.audits.compare import compare
-from vauban.audits.fitting import unfit
+from vauban.audits.fitting import instead, unusable
+from vauban.audits.kept import FACTS, WEIGHTS, as_json, keep, own, read, weights
 from vauban.audits.machine import version
 from vauban.audits.plan import Request, default_threats
 from vauban.audits.progress import Quiet, Watcher
@@ -40,7 +42,7 @@ from vauban.core.crew import ALONE, Crew
 from vauban.core.defence import Defence, Diary, Hardened, Restorable
 from vauban.core.registry import configure
 from vauban.core.rng import Rng, derive_seed
-from vauban.core.target import Target, TorchBacked
+from vauban.core.target import Target
 from vauban.defences.catalog import DEFENCES
 from vauban.engine.context import HouseContext
 from vauban.schema.cards import DefenceCard
@@ -48,7 +50,7 @@ from vauban.schema.errors import BadOption, CorruptFile, NotOffered, RunFolder
 from vauban.schema.log import AuditLog, Choice, Comparison, Curve
 from vauban.schema.threat import ThreatModel
 
-MARK, WEIGHTS, FACTS, BEFORE = "hardening.json", "model.safetensors", "model.json", "before"
+MARK, BEFORE = "hardening.json", "before"
 TRAINING = "training.safetensors"
 
 
@@ -118,7 +120,7 @@ def _harden(request: Request, defence: str, folder: Path, watcher: Watcher, crew
     context = HouseContext.of(ready.case, threat, watcher.step, _Interrupted(folder, claim), crew, diary)
     made = _made(method, ready, context, folder, watcher)
     claim()
-    _keep(made, card, ready, folder)
+    keep(made, card, ready.case.target, folder)
     (folder / TRAINING).unlink(missing_ok=True)
     watcher.note(f"before: {ready.case.target.id}")
     before = carry_out(ready, folder / BEFORE, watcher)
@@ -182,10 +184,10 @@ def _again(request: Request, settings: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _refuse(card: DefenceCard, ready: Ready) -> None:
-    """Raise NotOffered where the card already says that the defence cannot be used here."""
-    reason = unfit(card, ready)
-    if reason:
-        raise NotOffered(reason)
+    """Raise NotOffered where it is already known that the defence cannot be used here, naming those that can."""
+    why = unusable(card.id, ready)
+    if why:
+        raise NotOffered(f"{card.id} {why}: {instead(ready)}.")
 
 
 def _identity(ready: Ready, id: str, settings: Mapping[str, Any], threat: ThreatModel) -> dict[str, Any]:
@@ -216,7 +218,7 @@ def _look(folder: Path, identity: Mapping[str, Any]) -> None:
                 "another folder; nothing was written."
             )
         return
-    before, now = _read(folder / MARK), json.loads(_json(identity))
+    before, now = read(folder / MARK), json.loads(as_json(identity))
     differ = [k for k in sorted({*before, *now}) if before.get(k) != now.get(k)]
     if differ:
         told = "; ".join(f"{k} was {str(before.get(k))[:40]}, now {str(now.get(k))[:40]}" for k in differ)
@@ -230,7 +232,7 @@ def _claim(folder: Path, identity: Mapping[str, Any]) -> None:
     """Mark the folder as this hardening's own, and as a run: an empty file is an empty journal."""
     with guarded(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / MARK, _json(identity))
+        write_whole(folder / MARK, as_json(identity))
         (folder / NAME).touch()
 
 
@@ -245,7 +247,7 @@ class _Interrupted:
         if not (self.folder / MARK).exists():
             self.claim()
         with guarded(self.folder):
-            write_whole(self.folder / TRAINING, save(_own(tensors), {"facts": json.dumps(facts)}))
+            write_whole(self.folder / TRAINING, save(own(tensors), {"facts": json.dumps(facts)}))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self.folder / TRAINING
@@ -258,18 +260,13 @@ class _Interrupted:
             raise CorruptFile(f"{path} cannot be read ({error}): delete it to train from the beginning.") from error
 
 
-def _own(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a state, each with memory of its own, as a file needs them."""
-    return {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
-
-
 def _made(method: Defence, ready: Ready, context: HouseContext, folder: Path, watcher: Watcher) -> Hardened:
     """The defended target: put together again from what was saved, else made."""
     state = context.crew.same(partial(_saved, method, folder))
     if state is None:
         watcher.note(f"defending: {method.card.name}")
         return defended(method, ready, context)
-    kept = _read(folder / FACTS)
+    kept = read(folder / FACTS)
     watcher.note(f"the defended model was made before: reading {folder / WEIGHTS}")
     try:
         restored = restore(method, ready, state)
@@ -283,7 +280,7 @@ def _made(method: Defence, ready: Ready, context: HouseContext, folder: Path, wa
 def _saved(method: Defence, folder: Path) -> dict[str, Tensor] | None:
     """The weights of the defended model, where it was made before."""
     before = isinstance(method, Restorable) and (folder / MARK).exists() and (folder / FACTS).exists()
-    return _weights(folder / WEIGHTS) if before else None
+    return weights(folder / WEIGHTS) if before else None
 
 
 def restore(method: Defence, ready: Ready, state: Mapping[str, Tensor]) -> Target:
@@ -297,56 +294,6 @@ def defended(method: Defence, ready: Ready, context: HouseContext) -> Hardened:
     rng = Rng(derive_seed(ready.request.seed, "harden", method.card.id))
     made = method(ready.case.target, ready.request.data, rng, context)
     return replace(made, target=made.target.settled(ready.case.domain))
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    try:
-        return load(path.read_bytes())
-    except (OSError, SafetensorError) as error:
-        raise CorruptFile(f"The saved model {path} cannot be read ({error}): name another folder.") from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return found
-    except (OSError, ValueError) as error:
-        raise CorruptFile(f"{path} cannot be read ({error}): name another folder.") from error
-
-
-def _keep(made: Hardened, card: DefenceCard, ready: Ready, folder: Path) -> None:
-    """Save the weights first, then the facts: facts without weights never lie there."""
-    if not isinstance(made.target, TorchBacked) or (folder / FACTS).exists():
-        return
-    tensors = _own(made.target.module.state_dict())
-    facts = {
-        "defence": card.id,
-        "facts": made.facts,
-        "caveats": list(made.caveats),
-        "sha256": made.target.sha256(),
-        "module": type(made.target.module).__name__,
-        "how_to_load": _how_to_load(made.target, ready.case.target),
-    }
-    with guarded(folder):
-        write_whole(folder / WEIGHTS, save(tensors, {"defence": card.id}))
-        write_whole(folder / FACTS, _json(facts))
-
-
-def _how_to_load(target: TorchBacked, original: Target) -> str:
-    same = isinstance(original, TorchBacked) and _layout(original) == _layout(target)
-    if same:
-        return (
-            f"{WEIGHTS} is a state dict of the same architecture as the model that was given: load it into that "
-            "module, or audit it with --factory."
-        )
-    return (
-        f"{WEIGHTS} is a state dict of a module that is not laid out like the one that was given (see facts): "
-        "`after.target.module` in Python has it whole; a factory must build that module."
-    )
-
-
-def _layout(target: TorchBacked) -> dict[str, tuple[int, ...]]:
-    return {k: tuple(v.shape) for k, v in target.module.state_dict().items() if isinstance(v, Tensor)}
 
 
 def _answers(before: Ready, after: Ready) -> dict[str, float]:
@@ -404,7 +351,3 @@ def _security_first(curves: list[Curve], card: DefenceCard) -> list[Curve]:
     known = [c for a in card.adaptive for c in security if c.id.startswith(f"{a}.")]
     first = (known or security)[0]
     return [first.model_copy(update={"id": "security_curve"}), *(c for c in curves if c is not first)]
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=2, sort_keys=True, default=str) + "\n").encode()

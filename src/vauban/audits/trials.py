@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vauban.audits.fitting import unfit
+from vauban.audits.fitting import unusable
 from vauban.audits.progress import Watcher
 from vauban.audits.runner import Ready
 from vauban.core.data import Data
@@ -50,7 +50,8 @@ class Candidate:
         where = threat.room.space if threat.room else ""
         if self.spaces and where not in self.spaces:
             return f"{self.id} is meant for {' and '.join(self.spaces)}, and the threat is {threat.id}."
-        return unfit(DEFENCES.load(self.id).card, ready)
+        why = unusable(self.id, ready)
+        return f"{self.id} {why}." if why else ""
 
     @property
     def epochs(self) -> int | None:

@@ -76,6 +76,8 @@ class Hardened:
     facts: dict[str, Any] = field(default_factory=dict)
     caveats: tuple[str, ...] = ()
     """What a reader must know before he relies on it."""
+    state: Mapping[str, Tensor] = field(default_factory=dict)
+    """All that was learnt, for `restore`; empty where the target has a module, whose state dict it then is."""
 
 
 class Defence(Protocol):
@@ -95,4 +97,14 @@ class Restorable(Protocol):
 
     def restore(self, target: Target, data: Data, state: Mapping[str, Tensor]) -> Target:
         """The defended target around these weights. Raises ValueError or RuntimeError where they do not fit."""
+        ...
+
+
+@runtime_checkable
+class Selective(Protocol):
+    """A defence for models of one kind, which no right of access tells."""
+
+    @classmethod
+    def unfit(cls, target: Target) -> str:
+        """What kind of model the defence is made for, in words that follow its id; empty where `target` is one."""
         ...

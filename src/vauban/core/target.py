@@ -124,3 +124,30 @@ class Adaptive(Protocol):
     def softened(self) -> Target:
         """Gives the same answers, with useful gradients: non-differentiable parts pass them straight through (BPDA)."""
         ...
+
+
+@runtime_checkable
+class EstimatorBacked(Protocol):
+    """A black box around a fitted estimator of scikit-learn. Whoever wants another one in its place wraps it with `refitted`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def recipe(self) -> Recipe | None: ...
+
+    @property
+    def estimator(self) -> Any: ...
+
+    def refitted(self, estimator: Any, suffix: str, recipe: Recipe | None) -> Target:
+        """The same target around another fitted estimator of the same classes; `suffix` is added to the id."""
+        ...
+
+
+@runtime_checkable
+class Portable(Protocol):
+    """A target that may be written down in the format that it came in."""
+
+    def files(self) -> dict[str, bytes]:
+        """The model by file name, each a file that loads by itself; empty where its format does not hold such a model."""
+        ...

@@ -31,6 +31,8 @@ DEFENCES: Catalogue[type[Defence]] = Catalogue(
         "train.multi": "vauban.defences.train.multi:SeveralNorms",
         "train.noise": "vauban.defences.train.noise:NoiseTraining",
         "train.pgd": "vauban.defences.train.pgd:PGDTraining",
+        "train.robust_linear": "vauban.defences.train.robust_linear:RobustLinear",
+        "train.robust_trees": "vauban.defences.train.robust_trees:RobustTrees",
         "train.trades": "vauban.defences.train.trades:TRADES",
     },
 )

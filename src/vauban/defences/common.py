@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vauban.core.data import Data
-from vauban.core.target import Domain, Outputs, Recipe, Target, TorchBacked
+from vauban.core.target import Domain, Outputs, Portable, Recipe, Target, TorchBacked
 from vauban.parts.losses import cross_entropy
 from vauban.parts.training import reset
 from vauban.schema.access import Access
@@ -167,6 +167,9 @@ class Defended:
 
     def sha256(self) -> str:
         return self.inner.sha256()
+
+    def files(self) -> dict[str, bytes]:
+        return self.inner.files() if isinstance(self.inner, Portable) else {}
 
     def settled(self, domain: Domain) -> Defended:
         return replace(self, inner=cast(TorchModel, self.inner.settled(domain)))

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from vauban.core.target import Target, TorchBacked
+from vauban.parts.affine import affine
 from vauban.parts.exact.base import ExactModel, Floats
 from vauban.parts.exact.linear import Linear
 from vauban.parts.exact.neighbours import Neighbours
 from vauban.parts.exact.trees import Ensemble, Tree, leaves
 from vauban.targets.callable import CallableTarget
 from vauban.targets.sklearn import EstimatorFunction
-from vauban.targets.twins import LogSigmoids, Scale
 
 MOST_POINTS = 5_000
 """Training rows of a nearest-neighbour model: their distances are kept pairwise."""
@@ -46,33 +46,13 @@ def estimator_model(estimator: Any) -> ExactModel | None:
 
 def _linear(module: nn.Module) -> Linear | None:
     """A chain of scalers and one linear layer, folded into one; None for anything else."""
-    parts = list(module) if type(module) is nn.Sequential else [module]
-    while parts and _idle(parts[0], START):
-        parts = parts[1:]
-    while parts and _idle(parts[-1], END):
-        parts = parts[:-1]
-    last = parts.pop() if parts else None
-    if type(last) is not nn.Linear or any(type(s) is not Scale or s.low != -np.inf for s in parts):
+    found = affine(module)
+    if found is None:
         return None
-    weights = last.weight.detach().cpu().double().numpy()
-    bias = np.zeros(len(weights)) if last.bias is None else last.bias.detach().cpu().double().numpy()
-    for scaler in reversed(parts):
-        sides = (scaler.get_buffer(name).detach().cpu().double().numpy() for name in ("shift", "width"))
-        shift, width = (np.broadcast_to(side, weights.shape[1]) for side in sides)
-        bias, weights = bias - weights @ (shift / width), weights / width
+    weights, bias = found.folded()
     if len(weights) == 1:  # one score, for the second of two classes
         weights, bias = np.concatenate([0 * weights, weights]), np.concatenate([0 * bias, bias])
-    return Linear(weights, bias, unit=float(torch.finfo(last.weight.dtype).eps))
-
-
-START: tuple[type[nn.Module], ...] = (nn.Flatten, nn.Identity, nn.Dropout)
-"""Layers at the beginning that change nothing of flat inputs."""
-END: tuple[type[nn.Module], ...] = (nn.Identity, nn.Dropout, nn.Softmax, nn.LogSoftmax, LogSigmoids)
-"""Layers at the end that change no order of scores."""
-
-
-def _idle(part: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    return type(part) in kinds and getattr(part, "dim", 1) in (1, -1) and getattr(part, "start_dim", 1) == 1
+    return Linear(weights, bias, unit=float(torch.finfo(found.layer.weight.dtype).eps))
 
 
 def _neighbours(estimator: Any) -> ExactModel | None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
 
-from vauban.core.target import Domain, OutputKind, Target
+from vauban.core.target import Domain, OutputKind, Recipe, Target
 from vauban.schema.errors import BadData, BadTarget
 from vauban.targets.callable import CallableTarget
+from vauban.targets.digest import digest
 from vauban.targets.options import Options, merged
+from vauban.targets.skops import written
 from vauban.targets.torch import TorchTarget
 from vauban.targets.twins import twin
+from vauban.targets.untwins import untwinned_files
 
 METHODS: tuple[tuple[str, OutputKind], ...] = (
     ("predict_proba", "probabilities"),
@@ -41,10 +44,29 @@ def sklearn_target(estimator: Any, asked: Options) -> Target:
     module = twin(estimator)
     if module is not None:
         kind: OutputKind = "values" if domain.task == "regression" else "logits"
-        return TorchTarget(module, id=asked.id, domain=domain, output=kind, own_recipe=recipe)
+        form = partial(untwinned_files, estimator)
+        return TorchTarget(module, id=asked.id, domain=domain, output=kind, own_recipe=recipe, form=form)
     method, output = _method(estimator, domain)
     function = EstimatorFunction(estimator, method)
-    return CallableTarget(function, id=asked.id, domain=domain, output=output, recipe=recipe)
+    return EstimatorTarget(function, id=asked.id, domain=domain, output=output, recipe=recipe)
+
+
+@dataclass(frozen=True, eq=False)
+class EstimatorTarget(CallableTarget):
+    """An estimator without a twin."""
+
+    @property
+    def estimator(self) -> Any:
+        return cast(EstimatorFunction, self.function).estimator
+
+    def refitted(self, estimator: Any, suffix: str, recipe: Recipe | None) -> EstimatorTarget:
+        method, output = _method(estimator, self.domain)
+        function = EstimatorFunction(estimator, method)
+        return replace(self, function=function, id=f"{self.id}{suffix}", output=output, recipe=recipe)
+
+    def files(self) -> dict[str, bytes]:
+        """A `.skops` file; none where skops is not installed."""
+        return written(self.estimator)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,11 +84,8 @@ class EstimatorFunction:
         return answer if self.method != "predict" or classes is None else np.searchsorted(classes, answer)
 
     def sha256(self) -> str:
-        """Over parameters and fitted attributes."""
-        import joblib
-
-        name = f"{type(self.estimator).__module__}.{type(self.estimator).__qualname__}"
-        return hashlib.sha256(f"{name}:{joblib.hash(self.estimator)}".encode()).hexdigest()
+        """Over parameters and fitted attributes: the same before and after saving."""
+        return digest(self.estimator)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.hooks import RemovableHandle
 
-from vauban.core.target import Domain, OutputKind, Outputs, Recipe
+from vauban.core.target import Domain, OutputKind, Outputs, Portable, Recipe
 from vauban.parts.layout import memory_format, ordered
 from vauban.parts.training import Batch, fit, quiet_rng, reset
 from vauban.schema.access import Access
@@ -103,6 +103,10 @@ def _loss(outputs: Outputs, y: Tensor) -> Tensor:
     return F.cross_entropy(outputs.values, y)
 
 
+Form = Callable[[nn.Module], dict[str, bytes]]
+"""A module as files of the format that the model came in; empty where that format does not hold it."""
+
+
 @dataclass(frozen=True, eq=False)
 class TorchTarget:
     """An `nn.Module` under test.
@@ -123,6 +127,8 @@ class TorchTarget:
     training: Training | None = None
     own_recipe: Recipe | None = None
     """How models like it are trained outside torch; goes before `training`."""
+    form: Form | None = None
+    """How it is written in the format that it came in, where that is more than weights."""
     _found: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
     """Facts learnt from the first pass: the kind of output, the order of memory, the layer that reads the features."""
 
@@ -206,6 +212,11 @@ class TorchTarget:
     def sha256(self) -> str:
         """SHA-256 over the names, dtypes, shapes and bytes of the state dict, in order of name."""
         return state_digest(self.module.state_dict())
+
+    def files(self) -> dict[str, bytes]:
+        if self.form is not None:
+            return self.form(self.module)
+        return self.module.files() if isinstance(self.module, Portable) else {}
 
     def settled(self, domain: Domain) -> TorchTarget:
         return replace(self, domain=domain, output=self.output or self._found.get("output"))

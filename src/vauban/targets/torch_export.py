@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,15 @@ from vauban.targets.options import Options
 class Exported(nn.Module):
     """An exported program as a module for any number of rows.
 
-    A program that takes exactly `size` rows is called in parts, the last filled up with its last row.
+    A program that takes exactly `size` rows is called in parts, the last filled up with its last row. `origin` is what it was
+    read from, and so how it is written.
     """
 
-    def __init__(self, program: nn.Module, size: int | None) -> None:
+    def __init__(self, program: nn.Module, size: int | None, origin: Any = None) -> None:
         super().__init__()
         self.program = program
         self.size = size
+        self.origin = origin
 
     def forward(self, x: Tensor) -> Tensor:
         if self.size is None:
@@ -38,7 +41,24 @@ class Exported(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> Exported:
         with warnings.catch_warnings():  # copying the tree of arguments warns of torch's own deprecated class
             warnings.simplefilter("ignore", FutureWarning)
-            return Exported(copy.deepcopy(self.program, memo), self.size)
+            return Exported(copy.deepcopy(self.program, memo), self.size, self.origin)
+
+    def files(self) -> dict[str, bytes]:
+        """The program that it came from with the weights of now, as a `.pt2` file."""
+        here = self.program.state_dict()
+        if self.origin is None or here.keys() != self.origin.state_dict.keys():
+            return {}
+        program = torch.export.load(io.BytesIO(_saved(self.origin)))  # a copy: copying it otherwise renames its inputs
+        with torch.no_grad():
+            for name, tensor in program.state_dict.items():
+                tensor.copy_(here[name])
+        return {"model.pt2": _saved(program)}
+
+
+def _saved(program: Any) -> bytes:
+    written = io.BytesIO()
+    torch.export.save(program, written)
+    return written.getvalue()
 
 
 def load(path: Path, asked: Options) -> nn.Module:
@@ -59,7 +79,7 @@ def load(path: Path, asked: Options) -> nn.Module:
     # guards repeat the shape checks that Exported makes true, and are compiled from the file's text
     unguarded = {"check_guards": False} if "check_guards" in inspect.signature(program.module).parameters else {}
     module = program.module(**unguarded)
-    return Exported(module, _batch(program, str(names[0])))
+    return Exported(module, _batch(program, str(names[0])), program)
 
 
 def _batch(program: Any, name: str) -> int | None:

@@ -11,33 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
+
+from vauban.parts.affine import LogSigmoids, Scale
 
 Maker = Callable[[Any], nn.Module | None]
-
-
-class Scale(nn.Module):
-    """(x - shift) / width, cut to [low, high]; `[n, d]` float64."""
-
-    def __init__(self, shift: Any, width: Any, low: float = -np.inf, high: float = np.inf) -> None:
-        super().__init__()
-        self.shift: Tensor
-        self.width: Tensor
-        self.register_buffer("shift", torch.as_tensor(np.array(shift, dtype=np.float64)))
-        self.register_buffer("width", torch.as_tensor(np.array(width, dtype=np.float64)))
-        self.low, self.high = low, high
-
-    def forward(self, x: Tensor) -> Tensor:
-        scaled = (x - self.shift) / self.width
-        return scaled if self.low == -np.inf else scaled.clamp(self.low, self.high)
-
-
-class LogSigmoids(nn.Module):
-    """One-against-rest probabilities, normalised: softmax(log sigmoid(z)) = sigmoid(z) / sum of sigmoid(z)."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        return F.logsigmoid(z)
 
 
 def twin(estimator: Any) -> nn.Module | None:

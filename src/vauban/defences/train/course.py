@@ -131,7 +131,7 @@ class AdversarialTraining(ABC):
             facts |= {"best_epoch": made.best, "validated": max(e.get("judged", 0.0) for e in made.history)}
         facts |= {"precision": self.precision} if self.precision != "float32" else {}
         caveats = (
-            *((_PLAIN,) if target.recipe else ()),
+            *((PLAIN,) if target.recipe else ()),
             *((_COARSE,) if self.precision == "bf16" and _on_cpu(module, context) else ()),
             *((f"Training ended early: {made.ended}.",) if made.ended else ()),
             *drill.caveats,
@@ -164,7 +164,7 @@ class Searching(AdversarialTraining):
         return inner.worst(batch, self.steps, loss, self.recall)
 
 
-_PLAIN = (
+PLAIN = (
     "Reference models of leakage attacks on the defended model were trained without the defence, so its leakage may "
     "be larger than measured."
 )

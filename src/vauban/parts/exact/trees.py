@@ -244,9 +244,9 @@ class _Rival:
             far, _, node = heapq.heappop(heap)
             if not len(node.alive):
                 return far, node.total < -self.doubt
-            if self.left <= 0 or self._late():
-                return max(far, self.bound), False
             for leaf in cliques.branch(node):
+                if self.left <= 0 or self._late():
+                    return max(far, self.bound), False
                 self.left -= 1
                 child = self._settled(cliques, cliques.chosen(node, leaf), reach)
                 if child is not None:
