@@ -14,8 +14,18 @@ from torch.utils.checkpoint import checkpoint
 from vauban.core.data import Data
 from vauban.core.defence import Context, Hardened
 from vauban.core.rng import Rng
-from vauban.core.target import OutputKind, Outputs, Recipe, Target
-from vauban.defences.common import Defended, Redone, TorchModel, around, loaded, placement, torch_backed, training_rows
+from vauban.core.target import Outputs, Recipe, Target
+from vauban.defences.common import (
+    Defended,
+    Reader,
+    Redone,
+    TorchModel,
+    around,
+    loaded,
+    placement,
+    torch_backed,
+    training_rows,
+)
 from vauban.parts.smoothing import Certificates, Smoothing
 from vauban.parts.training import Batch, fit, task_loss
 from vauban.schema.access import Access
@@ -159,7 +169,7 @@ class Smoothed(nn.Module):
 
     noise: Tensor
 
-    def __init__(self, model: nn.Module, noise: Tensor, read: _Reader) -> None:
+    def __init__(self, model: nn.Module, noise: Tensor, read: Reader) -> None:
         super().__init__()
         self.model, self.read = model, read
         self.register_buffer("noise", noise.clone())
@@ -213,21 +223,8 @@ class SmoothedTarget(Defended):
         return Smoothing(sigma=self.sigma, **settings)(self.base, x, rng)
 
 
-class _Reader:
-    """How a target reads what its module returns; shared by copies of the module, which must not copy a target."""
-
-    def __init__(self, model: TorchModel, kind: OutputKind) -> None:
-        self.target, self.kind = around(model, nn.Identity(), ""), kind
-
-    def __call__(self, raw: object) -> Outputs:
-        return self.target.read(raw)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Reader:
-        return self
-
-
 def _smoothed(model: TorchModel, noise: Tensor, sigma: float) -> SmoothedTarget:
     with torch.no_grad():
         kind = model.forward(torch.zeros_like(noise[:1])).kind
-    module = Smoothed(model.clone(), noise, _Reader(model, kind)).eval()
+    module = Smoothed(model.clone(), noise, Reader(model, kind)).eval()
     return SmoothedTarget(around(model, module, "+certify.smoothing"), None, sigma)
