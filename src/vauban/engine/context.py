@@ -19,7 +19,7 @@ from vauban.core.space import Continuous
 from vauban.core.target import Domain, Target
 from vauban.engine.case import Case, Progress, silent
 from vauban.engine.oracle import MeteredOracle
-from vauban.parts.goals import Misclassify, Shift
+from vauban.parts.goals import Shift, misclassify
 from vauban.schema.errors import BadThreat
 from vauban.schema.threat import ThreatModel
 
@@ -53,7 +53,9 @@ class HouseContext:
         attack: Any = configure(ATTACKS.load(id), settings)
 
         def run(target: Target, x: Tensor, y: Tensor, rng: Rng, domain: Domain) -> Tensor:
-            goal: Goal = Shift(y, 0.5 * float(y.std())) if domain.task == "regression" else Misclassify(y)
+            goal: Goal = (
+                Shift(y, 0.5 * float(y.std())) if domain.task == "regression" else misclassify(y, domain.refusal)
+            )
             frame, rows = space.frame(x), torch.arange(len(x), device=x.device)
             oracle = MeteredOracle(target, goal, space, frame.start, radius, render=frame.render)
             oracle.begin()
