@@ -14,19 +14,22 @@ from vauban.defences.detect.view import Detector, View
 from vauban.defences.detect.watch import JOINT, Watch
 from vauban.schema.cards import DefenceCard, Source
 
+TINY = 1e-30
+"""Added before the logarithm is taken."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DispersionDetector(Watch):
     """Suspects inputs whose answer rests on their parts very unevenly, or not as that of clean inputs does.
 
     Each part of the input in turn is set to zero (the nearest valid value), and what the answered class loses is that part's
-    attribution; the score is the interquartile range of the attributions. An answer costs a pass a part. The attack that descends the
+    attribution; the score is the interquartile range of the attributions, in probability. An answer costs a pass a part. The attack that descends the
     dispersion, too, is the one to fear, and so is plain confidence (Hosseini et al. 2019, arXiv:1907.12138, broke statistical
     detectors by margins of logits).
 
     Source: Yang et al. 2020 (arXiv:1906.03499, ML-LOO, section 3).
-    Departures: windows of pixels (groups of neighbouring features) instead of single ones, for a pass a pixel is dear; what is lost
-    is the lead over the other classes in logits, for probabilities of confident answers do not move; only the model's output, none of
+    Departures: windows of pixels (groups of neighbouring features) instead of single ones, for a pass a pixel is dear; the score
+    is the logarithm of the range, which orders inputs alike and has a slope where probabilities are saturated; only the model's output, none of
     its hidden layers, so that there is nothing to weigh by a regression on attacks.
 
     Args:
@@ -66,7 +69,7 @@ class DispersionDetector(Watch):
 
 
 class Dispersion(Detector):
-    """The interquartile range over pieces of what the lead of the answered class loses without each."""
+    """The logarithm of the interquartile range, over pieces, of what the answered class's probability loses without each."""
 
     masks: Tensor
     zero: Tensor
@@ -76,18 +79,14 @@ class Dispersion(Detector):
         self.keep(masks=masks.to(where[0]), zero=zero.to(*where))
 
     def forward(self, view: View) -> Tensor:
-        answered = view.logits.argmax(1)
-        whole = lead(view.logits, answered)
-        without = [lead(view.of(torch.where(mask, self.zero, view.x)).logits, answered) for mask in self.masks]
-        lost = whole[:, None] - torch.stack(without, 1)
-        return spread(lost)[:, None]
+        answered = view.logits.argmax(1, keepdim=True)
 
+        def probability(view: View) -> Tensor:
+            return view.logits.double().softmax(1).gather(1, answered).squeeze(1)
 
-def lead(logits: Tensor, answered: Tensor) -> Tensor:
-    """Float64 `[n]`: logit of the class `answered` over the log-sum-exp of the others."""
-    z = logits.double()
-    own, others = z.gather(1, answered[:, None]).squeeze(1), z.scatter(1, answered[:, None], -torch.inf)
-    return own - others.logsumexp(1)
+        without = [probability(view.of(torch.where(mask, self.zero, view.x))) for mask in self.masks]
+        # what is lost differs from what is left by a constant a row, which no spread sees
+        return (spread(torch.stack(without, 1)) + TINY).log()[:, None]
 
 
 def spread(values: Tensor) -> Tensor:

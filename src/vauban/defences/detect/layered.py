@@ -21,7 +21,7 @@ class Layered(Watch):
 
     counts: ClassVar[tuple[str, ...]] = ("layers",)
 
-    layers: int = 1
+    layers: int = 3
     attacks: str = ""
 
     def weighed(self, held: Held) -> dict[str, Tensor]:

@@ -65,7 +65,6 @@ class LIDDetector(Layered):
     )
     counts: ClassVar[tuple[str, ...]] = ("layers", "references")
 
-    layers: int = 3
     neighbours: int = 20
     references: int = 1000
 

@@ -15,6 +15,9 @@ from vauban.defences.detect.view import Detector
 from vauban.defences.detect.watch import JOINT
 from vauban.schema.cards import DefenceCard, Source
 
+WIDE = 512
+"""Features of a layer that are told apart at most: the covariance of more would take long to invert."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MahalanobisDetector(Layered):
@@ -79,13 +82,22 @@ class Mahalanobis(LayeredDetector):
     def remember(self, seen: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         present, which = y.unique(return_inverse=True)
         means = torch.stack([seen[y == c].mean(0) for c in present])
-        return means, whitening(seen - means[which], self.shrinkage)
+        few = projection(seen.shape[1]).to(seen)
+        return means, few @ whitening((seen - means[which]) @ few, self.shrinkage)
 
     def score(self, seen: Tensor, answered: Tensor, *learnt: Tensor) -> Tensor:
         means, white = learnt
         # in the white space the distance is the plain one
         away = (seen @ white)[:, None] - (means @ white)[None]
         return away.square().sum(2).amin(1)
+
+
+def projection(width: int) -> Tensor:
+    """`[width, d]`: onto WIDE random directions where there are more; distances keep their proportions (Johnson and Lindenstrauss
+    1984)."""
+    if width <= WIDE:
+        return torch.eye(width, dtype=torch.float64)
+    return torch.randn(width, WIDE, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / WIDE**0.5
 
 
 def whitening(apart: Tensor, shrinkage: float) -> Tensor:

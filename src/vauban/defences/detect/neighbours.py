@@ -63,7 +63,6 @@ class NeighbourDetector(Layered):
     )
     counts: ClassVar[tuple[str, ...]] = ("layers", "neighbours")
 
-    layers: int = 3
     neighbours: int = 5
 
     def detector(self, model: TorchModel, data: Data) -> Detector:

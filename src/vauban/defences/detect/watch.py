@@ -48,6 +48,15 @@ JOINT: dict[str, Any] = {
 """What the cards of all detectors say: under `reject` these attacks are on model and detector together."""
 
 
+TOLD_WITH = {
+    "reject": "An attacker who descends the detector's score once he has fooled the model gets further than the attacks of an audit: "
+    "engine.detection.examine tells how far.",
+    "flag": "The detector refuses nothing here: the figures are those of the model alone.",
+    "pass": "The detector refuses nothing here: the figures are those of the model alone.",
+}
+"""What a reader must know, by policy."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Watch(ABC):
     """Puts a detector of adversarial inputs beside the model; subclasses say which.
@@ -108,7 +117,7 @@ class Watch(ABC):
         made = self._around(model, watched, data, context)
         shares = {"alarms": self.alarms, "threshold": float(watched.threshold)}
         facts = {"policy": self.policy, **shares, "clean_above": _above(made, data), **self.facts()}
-        return Hardened(made, facts, tuple(caveats))
+        return Hardened(made, facts, (*caveats, TOLD_WITH[self.policy]))
 
     def restore(self, target: Target, data: Data, state: Mapping[str, Tensor]) -> Target:
         model = self._classifier(target)

@@ -102,11 +102,17 @@ class WatchedTarget(Defended):
         plain: Any = around(self.inner, self._watched.model, "")
         return self.forward(x), cast(Tensor, plain.forward_features(x)[1])
 
-    def suspicion(self, x: Tensor) -> Tensor:
-        """Float32 `[n]`: how suspicious inputs `[n, ...]` are, whatever the policy. Differentiable."""
+    def seen(self, x: Tensor) -> tuple[Outputs, Tensor]:
+        """The model's own answer to inputs `[n, ...]`, as logits, and how suspicious they are, float32 `[n]`, whatever the
+        policy. Differentiable."""
         device, dtype = placement(self.module)
         with only_inputs(self.module):
-            return self._watched.suspicion(self._watched.view(x.to(device, dtype))).to(x.device)
+            view = self._watched.view(x.to(device, dtype))
+            return Outputs(view.logits.to(x.device), "logits"), self._watched.suspicion(view).to(x.device)
+
+    def suspicion(self, x: Tensor) -> Tensor:
+        """Float32 `[n]`: how suspicious inputs `[n, ...]` are, whatever the policy. Differentiable."""
+        return self.seen(x)[1]
 
     @torch.no_grad()
     def flagged(self, x: Tensor) -> Tensor:
