@@ -58,9 +58,10 @@ def test_only_wrong_answers_that_are_given_count(id: str, radius: float, broken:
     assert bool((labels[hit] == 1 - Y[hit]).all())
 
 
-def test_the_same_model_that_says_nothing_of_its_refusals_is_broken_by_them() -> None:
+def test_a_model_that_does_not_say_so_is_found_out_and_judged_alike() -> None:
+    """Its third class has no rows, and lies between the others."""
     result = vauban.attack("evasion.apgd", target(refusal=None), X, Y, threat="linf:0.2")
-    assert result.outcomes == "hbwhbw"
+    assert result.outcomes == "hhwhhw"
 
 
 def case(**facts: object) -> Case:

@@ -31,7 +31,7 @@ from vauban.engine.oracle import MeteredOracle, Prover
 from vauban.engine.proofs import LazyProver
 from vauban.engine.react import Plan
 from vauban.engine.verify import margins, refused, verify
-from vauban.parts.goals import ClassAs, Shift, misclassify
+from vauban.parts.goals import ClassAs, Shift, misclassify, shunned
 from vauban.schema.access import Access
 from vauban.schema.errors import BadThreat, Limit
 from vauban.schema.log import Attempt, Cost, Curve, Doubt, Measurement
@@ -232,7 +232,7 @@ def _gather(
         claimed[piece.rows] = piece.reached
     clean_margin = margins(plan.judge, aim, clean)
     found = verify(plan.judge, aim, space, case.modality, case.domain, x, frame, clean, radius)
-    wrong = (clean_margin > 0) | refused(plan.judge, clean, case.domain.refusal)
+    wrong = (clean_margin > 0) | refused(plan.judge, clean, shunned(aim))
     letters = [_letter(*one) for one in zip(*map(Tensor.tolist, (wrong, found.broken, certified, late)), strict=True)]
     return Run(
         x=torch.where(found.broken.reshape(-1, *[1] * (clean.dim() - 1)), found.x, clean),
