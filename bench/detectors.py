@@ -96,10 +96,16 @@ def run(threat: str, seed: int, asked: argparse.Namespace) -> list[dict[str, Any
         started = time.process_time()
         kept = row(examine(kind, target, data, examples, settings=settings, joint=joint), 0.0)
         kept["seconds"] = round(time.process_time() - started, 1)
-        common.update("detectors", key, common.stored("detectors", key) | {name: kept})
+        kept["how"] = {"images": asked.images, "steps": asked.steps, "restarts": asked.restarts, "settings": settings}
+        common.update("detectors", key, order(common.stored("detectors", key) | {name: kept}))
         lines.append(short(name, kept))
         print(common.table([lines[-1]], COLUMNS).splitlines()[-1], flush=True)
     return lines
+
+
+def order(found: dict[str, Any]) -> dict[str, Any]:
+    """By name, so that parts may be run in any order."""
+    return dict(sorted(found.items()))
 
 
 def main() -> None:

@@ -13,6 +13,9 @@ from vauban.core.rng import Rng
 from vauban.defences.detect.view import LOOKED, Detector, Look, View
 from vauban.defences.detect.watch import Held, Watch
 
+LEARNT = 200
+"""Rows at most that an attack is made on to learn from: a layer has one weight."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layered(Watch):
@@ -44,7 +47,7 @@ class Layered(Watch):
 def _fooling(held: Held, id: str) -> Tensor:
     """What the attack made of the rows that are answered rightly, where it fooled the model alone."""
     with torch.no_grad():
-        right = held.model.forward(held.x).labels == held.y
+        right = (held.model.forward(held.x).labels == held.y).nonzero().flatten()[:LEARNT]
     x, y = held.x[right], held.y[right]
     rng = held.rng.child("examples", id)
     found: Tensor = held.context.attack(id)(held.model, x, y, Rng(rng.seed, len(x)), held.model.domain)
