@@ -145,7 +145,7 @@ def part(name: str, seed: int, images: int, tiers: list[str]) -> dict[str, dict[
     autoattack(model, x[:1], y[:1], 1e-4, classes, 0)
     forwards: dict[str, float] = {}
     kept: dict[str, dict[str, Any]] = {}
-    for who in list(contenders) if seed % 2 == 0 else list(contenders)[::-1]:
+    for who in common.turns(contenders, seed):
         with counted(model, forwards, who, len(x)):
             # one at a time: the race counts its seeds from zero
             done = common.race({who: lambda _, who=who: contenders[who](seed)}, 1)[who]

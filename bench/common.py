@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,6 +38,11 @@ class Runs:
     error: str = ""
 
 
+def turns(contenders: Iterable[str], seed: int) -> list[str]:
+    """The order of a seed: turned round with every seed."""
+    return list(contenders)[:: 1 if seed % 2 == 0 else -1]
+
+
 def race(contenders: Mapping[str, Contender], seeds: int) -> dict[str, Runs]:
     """Each contender once a seed, in alternating order (A B C, C B A, ...), in this process.
 
@@ -45,7 +50,7 @@ def race(contenders: Mapping[str, Contender], seeds: int) -> dict[str, Runs]:
     """
     runs = {name: Runs() for name in contenders}
     for seed in range(seeds):
-        for name in list(contenders) if seed % 2 == 0 else list(contenders)[::-1]:
+        for name in turns(contenders, seed):
             if runs[name].error:
                 continue
             gc.collect()

@@ -116,7 +116,7 @@ def part(norm: str, seed: int, model: nn.Module, x: Tensor, y: Tensor, only: set
     """Everybody once: what is kept of each contender."""
     field = {name: c for name, c in contenders(norm, model, x, y).items() if not only or name in only | {FLOOR}}
     kept: dict[str, dict[str, Any]] = {}
-    for name in list(field) if seed % 2 == 0 else list(field)[::-1]:
+    for name in common.turns(field, seed):
         # one at a time: the race counts its seeds from zero
         run = common.race({name: lambda _, name=name: field[name](seed)}, 1)[name]
         kept[name] = {"error": run.error}

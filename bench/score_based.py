@@ -147,8 +147,7 @@ def square(name: str, given: Any) -> dict[str, Any]:
     tries = contenders(model, x, y, eps, given)
     parts: dict[str, Any] = common.stored("score_based", f"square {name}").get("parts", {})
     for seed in given.seeds.split(","):
-        order = list(tries) if int(seed) % 2 == 0 else list(tries)[::-1]
-        found = {contender: tries[contender](int(seed)) for contender in order}
+        found = {contender: tries[contender](int(seed)) for contender in common.turns(tries, int(seed))}
         parts[seed] = {contender: _written(found[contender]) for contender in tries}
     return {"rows": summary(name, len(x), parts, given), "parts": parts}
 

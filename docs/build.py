@@ -181,14 +181,10 @@ def _cascade(results: dict[str, Any]) -> list[str]:
 def _nearest(results: dict[str, Any]) -> list[str]:
     """A row a model and budget: the optimality of the best of ours and of the best peer, by norm."""
     norms = ("linf", "l2", "l1", "l0")
-    best: dict[tuple[str, str, int], str] = {}
-    for title, rows in results["results"].items():
-        told = {row["contender"]: row["optimality"] for row in rows if "optimality" in row}
-        if not told:
-            continue
-        norm, passes, model, _ = title.split(", ")
-        ours, theirs = (max(v for who, v in told.items() if who.startswith("vauban") == mine) for mine in (True, False))
-        best[norm, model, int(passes.split()[0])] = f"{ours:.3f} · {theirs:.3f}"
+    best = {
+        (norm, model, passes): f"{ours:.3f} · {max(theirs.values()):.3f}"
+        for model, norm, passes, ours, theirs in plots.optimalities(results["results"])
+    }
     lines = ["| nearest success: **vauban** · best peer | " + " | ".join(norms) + " |", "|---" * 5 + "|"]
     for model, passes in sorted({(model, passes) for _, model, passes in best}):
         cells = [best.get((norm, model, passes), "–") for norm in norms]

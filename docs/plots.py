@@ -39,17 +39,22 @@ def _cascade(results: Results) -> Iterator[Curve]:
         )
 
 
-def _nearest(results: Results) -> Iterator[Curve]:
-    """Optimality against passes: ours at its best, and the best peers at the largest budget."""
-    told: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+def optimalities(results: Results) -> Iterator[tuple[str, str, int, float, dict[str, float]]]:
+    """(model, norm, passes, ours at its best, each peer's) of every table of nearest successes."""
     for title, rows in results.items():
         found = {row["contender"]: row["optimality"] for row in rows if "optimality" in row}
         if found:
             norm, passes, model, _ = title.split(", ")
-            into = told.setdefault((model, norm), {})
             best = max(value for who, value in found.items() if _mine(who))
-            for who, value in {"vauban": best, **{w: v for w, v in found.items() if not _mine(w)}}.items():
-                into.setdefault(who, {})[int(passes.split()[0])] = value
+            yield model, norm, int(passes.split()[0]), best, {w: v for w, v in found.items() if not _mine(w)}
+
+
+def _nearest(results: Results) -> Iterator[Curve]:
+    """Optimality against passes: ours at its best, and the best peers at the largest budget."""
+    told: dict[tuple[str, str], dict[str, dict[int, float]]] = {}
+    for model, norm, passes, best, theirs in optimalities(results):
+        for who, value in {"vauban": best, **theirs}.items():
+            told.setdefault((model, norm), {}).setdefault(who, {})[passes] = value
     for (model, norm), each in sorted(told.items()):
         peers = sorted((who for who in each if not _mine(who)), key=lambda who: -each[who][max(each[who])])
         yield Curve(

@@ -88,9 +88,10 @@ def _harden(request: Request, id: str, folder: Path, watcher: Watcher) -> After:
     ready = prepare(request)
     threat = _threat(request, ready)
     _refuse(card, ready)
-    _look(folder, _identity(ready, id, identity_settings, threat))
+    identity = _identity(ready, id, identity_settings, threat)
+    _look(folder, identity)
     # Defended first: what makes the defence impossible is told at once, not after an audit.
-    claim = partial(_claim, folder, _identity(ready, id, identity_settings, threat))
+    claim = partial(_claim, folder, identity)
     made = _made(method, ready, threat, folder, watcher, claim)
     claim()
     _keep(made, card, ready, folder)
@@ -202,10 +203,10 @@ class _Interrupted:
     claim: Callable[[], None]
 
     def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        whole = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        with guarded(self.folder):
+        if not (self.folder / MARK).exists():
             self.claim()
-            write_whole(self.folder / TRAINING, save(whole, {"facts": json.dumps(facts)}))
+        with guarded(self.folder):
+            write_whole(self.folder / TRAINING, save(_own(tensors), {"facts": json.dumps(facts)}))
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         path = self.folder / TRAINING
@@ -216,6 +217,11 @@ class _Interrupted:
                 return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CorruptFile(f"{path} cannot be read ({error}): delete it to train from the beginning.") from error
+
+
+def _own(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a state, each with memory of its own, as a file needs them."""
+    return {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
 
 
 def _made(
@@ -259,8 +265,7 @@ def _keep(made: Hardened, card: DefenceCard, ready: Ready, folder: Path) -> None
     """Save the weights first, then the facts: facts without weights never lie there."""
     if not isinstance(made.target, TorchBacked) or (folder / FACTS).exists():
         return
-    state = made.target.module.state_dict()
-    tensors = {k: v.detach().cpu().contiguous().clone() for k, v in state.items() if isinstance(v, Tensor)}
+    tensors = _own(made.target.module.state_dict())
     facts = {
         "defence": card.id,
         "facts": made.facts,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 
-def cosine(number: int, steps: int) -> float:
+def cosine(number: float, steps: float) -> float:
     """From 1 at step 0 down to 0 at step `steps`, along half a wave; 1 before."""
     return 0.5 + 0.5 * math.cos(math.pi * max(number, 0) / steps)
 

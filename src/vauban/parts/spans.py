@@ -7,7 +7,7 @@ own precision and charge no rounding; what they promise is to be proved by `part
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -36,6 +36,14 @@ class Span:
                 f"convolutional layers, batch norm, pooling, sums and {', '.join(sorted(MONOTONE))}."
             )
         return rule(*args, **(kwargs or {}))
+
+    @property
+    def middle(self) -> Tensor:
+        return (self.low + self.high) / 2
+
+    @property
+    def reach(self) -> Tensor:
+        return (self.high - self.low) / 2
 
     @property
     def shape(self) -> torch.Size:
@@ -95,19 +103,18 @@ def _ends(value: Any) -> tuple[Any, Any]:
     return (value.low, value.high) if isinstance(value, Span) else (value, value)
 
 
-def _linear(x: Span, weight: Tensor, bias: Tensor | None = None) -> Span:
-    middle, reach = (x.low + x.high) / 2, (x.high - x.low) / 2
-    centre, spread = F.linear(middle, weight, bias), F.linear(reach, weight.abs())
-    return Span(centre - spread, centre + spread, (x, weight, bias))
+def _weighted(apply: Callable[..., Tensor]) -> Callable[..., Span]:
+    """A matrix or a convolution: the middle goes through it, and the reach through its coefficients' sizes."""
 
-
-def _conv(conv: Callable[..., Tensor]) -> Callable[..., Span]:
     def rule(x: Span, weight: Tensor, bias: Tensor | None = None, *how: Any, **more: Any) -> Span:
-        middle, reach = (x.low + x.high) / 2, (x.high - x.low) / 2
-        centre, spread = conv(middle, weight, bias, *how, **more), conv(reach, weight.abs(), None, *how, **more)
+        centre, spread = apply(x.middle, weight, bias, *how, **more), apply(x.reach, weight.abs(), None, *how, **more)
         return Span(centre - spread, centre + spread)
 
     return rule
+
+
+def _linear(x: Span, weight: Tensor, bias: Tensor | None = None) -> Span:
+    return replace(_weighted(F.linear)(x, weight, bias), made=(x, weight, bias))
 
 
 def _batch_norm(
@@ -161,9 +168,9 @@ _POOLS: Mapping[str, Callable[..., Tensor]] = {
 }
 RULES: Mapping[str, Callable[..., Span]] = {
     "linear": _linear,
-    "conv1d": _conv(F.conv1d),
-    "conv2d": _conv(F.conv2d),
-    "conv3d": _conv(F.conv3d),
+    "conv1d": _weighted(F.conv1d),
+    "conv2d": _weighted(F.conv2d),
+    "conv3d": _weighted(F.conv3d),
     "batch_norm": _batch_norm,
     "dropout": _same,
     "add": _sum,
@@ -180,9 +187,8 @@ def lowest_gaps(scores: Span, y: Tensor) -> Tensor:
         own = scores.low.gather(1, y[:, None])
         return (own - scores.high).scatter(1, y[:, None], 0.0)
     x, weight, bias = scores.made
-    middle, reach = (x.low + x.high) / 2, (x.high - x.low) / 2
     apart = weight[y][:, None, :] - weight[None]
-    gap = torch.einsum("mkd,md->mk", apart, middle) - torch.einsum("mkd,md->mk", apart.abs(), reach)
+    gap = torch.einsum("mkd,md->mk", apart, x.middle) - torch.einsum("mkd,md->mk", apart.abs(), x.reach)
     return gap if bias is None else gap + bias[y][:, None] - bias[None]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vauban.core.defence import Store
+from vauban.parts.schedules import cosine
 from vauban.schema.errors import NotOffered
 
 
@@ -209,7 +210,7 @@ class _Run:
         # a young average follows closely, for it not to remember the weights before training
         decay = min(self.course.average, (1 + number) / (10 + number))
         with torch.no_grad():
-            for name, value in _floats(self.module, self.averaged).items():
+            for name, value in _floats(self.module).items():
                 self.averaged[name].lerp_(value, 1 - decay)
 
     def judged(self, judge: Judge | None) -> None:
@@ -271,10 +272,9 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def _floats(module: nn.Module, wanted: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def _floats(module: nn.Module) -> dict[str, Tensor]:
     """Weights and floating-point buffers."""
-    state = module.state_dict()
-    return {k: v for k, v in state.items() if v.is_floating_point() and (wanted is None or k in wanted)}
+    return {k: v for k, v in module.state_dict().items() if v.is_floating_point()}
 
 
 @contextlib.contextmanager
@@ -283,7 +283,7 @@ def _lent(module: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
     if not weights:
         yield
         return
-    own = {k: v.clone() for k, v in _floats(module, weights).items()}
+    own = {k: v.clone() for k, v in _floats(module).items()}
     module.load_state_dict(dict(weights), strict=False)
     try:
         yield
@@ -296,7 +296,7 @@ def _constant(epochs: float, steps: float) -> float:
 
 
 def _cosine(epochs: float, steps: float) -> float:
-    return 0.5 + 0.5 * math.cos(math.pi * epochs)
+    return cosine(epochs, 1)
 
 
 def _cycle(epochs: float, steps: float) -> float:

@@ -90,17 +90,16 @@ def _findings(findings: list[Finding]) -> Table:
 
 def _coverage(log: AuditLog) -> Table:
     table = _table("check", "state", "result or reason", "time")
-    many = {alike for alike, count in Counter(map(_alike, log.attempts)).items() if alike[1] and count >= MANY}
+    counts = Counter(map(_alike, log.attempts))
+    many = {alike: count for alike, count in counts.items() if alike[1] and count >= MANY}
     for a in log.attempts:
         if _alike(a) not in many:
             m = key(a)
             result = f"{title(m.name)} {full(m)}" if m is not None else a.reason
             where = f"{a.check} {a.threat}" if a.threat and ":" in a.threat else a.check
             table.add_row(Text(where), _state(a.state), Text(result), Text(seconds(a.cost.seconds)))
-    for state, reason in dict.fromkeys(map(_alike, log.attempts)):
-        if (state, reason) in many:
-            count = sum(_alike(a) == (state, reason) for a in log.attempts)
-            table.add_row(Text(f"{count} checks"), _state(state), Text(reason), Text(""))
+    for (state, reason), count in many.items():
+        table.add_row(Text(f"{count} checks"), _state(state), Text(reason), Text(""))
     return table
 
 

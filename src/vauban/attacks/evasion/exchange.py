@@ -94,13 +94,14 @@ def _exchanged(x: Tensor, base: Tensor, wall: Tensor, slope: Tensor, noise: Tens
     """`base` with one change made and another taken back, but where rows only `add` `[m]`; `noise` `[m, ...]` in units of
     the largest worth."""
     wall = _within_reach(x, base, wall, slope)
-    changed, free = base != x, wall != x
+    changed = base != x
+    free = (wall != x) & ~changed
     promise = (slope.double() * (wall - x).double()).flatten(1)
     noise = noise.flatten(1) * promise.amax(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
     use = (slope.double() * (base - x).double()).flatten(1)
     out = torch.where(changed.flatten(1), noise - use, -torch.inf)
-    into = torch.where((free & ~changed).flatten(1), noise + promise, -torch.inf)
+    into = torch.where(free.flatten(1), noise + promise, -torch.inf)
     one = torch.ones(len(x), dtype=torch.int64, device=x.device)
     gone, come = (largest(worth, one).view_as(x) for worth in (out, into))
     gone = gone & changed & ~per_row(add, x).bool()
-    return torch.where(come & free & ~changed, wall, torch.where(gone, x, base))
+    return torch.where(come & free, wall, torch.where(gone, x, base))

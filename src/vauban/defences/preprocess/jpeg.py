@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +14,7 @@ from vauban.core.defence import Context
 from vauban.core.rng import Rng
 from vauban.defences.common import TorchModel
 from vauban.defences.preprocess.front import Preprocessing, need_pictures, sides
+from vauban.parts.decision import cosines
 from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
 
@@ -96,10 +96,7 @@ class Compressor(nn.Module):
         super().__init__()
         self.register_buffer("low", low.clone())
         self.register_buffer("high", high.clone())
-        k = torch.arange(BLOCK, dtype=torch.float64)
-        cosines = torch.cos(math.pi / BLOCK * (k[None] + 0.5) * k[:, None]) * math.sqrt(2 / BLOCK)
-        cosines[0] /= math.sqrt(2)
-        self.register_buffer("cosines", cosines.to(low))
+        self.register_buffer("cosines", cosines(BLOCK).to(low))
         for name, table in (("luma", LUMA), ("chroma", CHROMA)):
             self.register_buffer(name, scaled(torch.tensor(table, dtype=torch.float64), quality).to(low))
         to = [[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]]

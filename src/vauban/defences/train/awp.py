@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vauban.defences.common import row_losses
-from vauban.defences.train.course import AdversarialTraining
+from vauban.defences.train.course import Searching
 from vauban.defences.train.inner import Inner
 from vauban.parts.training import Batch
 from vauban.schema.access import Access
@@ -18,7 +20,7 @@ from vauban.schema.cards import DefenceCard, Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightPerturbation(AdversarialTraining):
+class WeightPerturbation(Searching):
     """Adversarial training at weights that are moved against it first, by a share of each layer's size.
 
     A flat loss over the weights generalises better: the gap between robustness on training and on other inputs, which in adversarial
@@ -60,14 +62,11 @@ class WeightPerturbation(AdversarialTraining):
         ),
     )
 
-    steps: int = 7
     gamma: float = 0.005
     delay: float = 0.3
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not self.gamma > 0:
             raise ValueError(f"gamma must be above 0, got {self.gamma}: at 0 no weight would be moved")
         if not 0 <= self.delay < 1:
@@ -97,16 +96,13 @@ class WeightPerturbation(AdversarialTraining):
         return {"steps": self.steps, "gamma": self.gamma, "delay": self.delay}
 
 
-class still_statistics:  # noqa: N801 - a context manager
+@contextmanager
+def still_statistics(module: nn.Module) -> Iterator[None]:
     """Running statistics of normalisation layers inside are as they were outside."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> None:
-        self.kept = {k: b.clone() for k, b in self.module.named_buffers()}
-
-    def __exit__(self, *_: object) -> None:
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    try:
+        yield
+    finally:
         with torch.no_grad():
-            for name, buffer in self.module.named_buffers():
-                buffer.copy_(self.kept[name])
+            for name, buffer in module.named_buffers():
+                buffer.copy_(kept[name])

@@ -79,6 +79,10 @@ class AdversarialTraining(ABC):
         error = (outputs.labels.double() - batch.y.double()).square()
         return -error if outputs.kind == "values" else (error == 0).double()
 
+    def grown(self, batch: Batch) -> float:
+        """Share of its full size that the radius has at this batch."""
+        return min(1.0, batch.share / self.ramp) if self.ramp else 1.0
+
     @property
     def course(self) -> Course:
         return Course(
@@ -125,6 +129,18 @@ class AdversarialTraining(ABC):
         return around(model, loaded(model.clone(), state), self.suffix)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Searching(AdversarialTraining):
+    """Those whose inner attack is PGD of `steps` gradients."""
+
+    steps: int = 7
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+
+
 _PLAIN = (
     "Reference models of leakage attacks on the defended model were trained without the defence, so its leakage may "
     "be larger than measured."
@@ -160,8 +176,7 @@ class Drill:
                 "set validation=0 or give more."
             )
         order = torch.randperm(len(x), generator=self.rng.torch("validation")) if count else torch.arange(len(x))
-        held, taught = order[:count], order[count:].sort().values
-        self.taught = taught
+        held, self.taught = order[:count], order[count:].sort().values
         # convolutions are faster in this order, and the weights are the same
         if x.dim() == 4:
             self.order = memory_format(module, x[:1].to(placement(module)[0]))
@@ -169,8 +184,8 @@ class Drill:
             _laid(module, torch.channels_last)
         made = train(
             module,
-            x[taught],
-            y[taught],
+            x[self.taught],
+            y[self.taught],
             self.step,
             self.how.course,
             seed,
@@ -186,8 +201,7 @@ class Drill:
         rows = batch.rows if self.taught is None else self.taught[batch.rows]
         x = batch.x.to(device, memory_format=self.order)
         batch = replace(batch, x=x, y=batch.y.to(device), rows=rows.to(device))
-        radius = self.radius * (min(1.0, batch.share / self.how.ramp) if self.how.ramp else 1.0)
-        return self.how.loss(self.inner(module, radius, "step", batch.number), batch)
+        return self.how.loss(self.inner(module, self.radius * self.how.grown(batch), "step", batch.number), batch)
 
     def inner(self, module: nn.Module, radius: float, *name: object) -> Inner:
         # numbers of its own for every batch: a run that was interrupted draws the same ones again

@@ -76,7 +76,7 @@ class IBPTraining(AdversarialTraining):
 
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """The clean loss and that of the worst scores."""
-        share = self.share * (min(1.0, batch.share / self.ramp) if self.ramp else 1.0)
+        share = self.share * self.grown(batch)
         gaps = self._gaps(inner, batch, self.wider * inner.radius)
         return ((1 - share) * row_losses(inner.answer(batch.x), batch.y) + share * (-gaps).logsumexp(1)).mean()
 

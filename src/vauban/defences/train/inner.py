@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vauban.core.rng import Rng
-from vauban.core.space import Continuous
+from vauban.core.space import Continuous, Frame
 from vauban.core.target import Outputs
 from vauban.defences.common import TorchModel, only_inputs, row_losses
 from vauban.parts.training import Batch
@@ -51,9 +50,14 @@ class Inner:
         with only_inputs(self.module):
             return worst_case(self.answer, batch.x, batch.y, self.space, self.radius, steps, self.rng, batch.rows, loss)
 
-    def frame(self, batch: Batch) -> tuple[Any, Tensor]:
+    def frame(self, batch: Batch) -> tuple[Frame, Tensor]:
         """Where the search lives, and the numbers of its rows."""
-        return self.space.frame(batch.x, batch.rows.cpu().numpy()), torch.arange(len(batch.x), device=batch.x.device)
+        return framed(self.space, batch.x, batch.rows)
+
+
+def framed(space: Continuous, x: Tensor, rows: Tensor) -> tuple[Frame, Tensor]:
+    """Where the search for changes of `x` `[m, ...]`, rows `rows`, lives, and the places of its rows."""
+    return space.frame(x, rows.cpu().numpy()), torch.arange(len(x), device=x.device)
 
 
 def worst_case(
@@ -72,7 +76,7 @@ def worst_case(
     `answer` maps inputs to outputs and is differentiable; `rows` `[m]` are the numbers of the rows in `rng`; the loss is that of
     the labels `y` unless given. Steps of 2.5 radii over `steps`.
     """
-    frame, places = space.frame(x, rows.cpu().numpy()), torch.arange(len(x), device=x.device)
+    frame, places = framed(space, x, rows)
     project, size = space.within(frame.start, radius), 2.5 * radius / steps
     told = loss or (lambda outputs: row_losses(outputs, y))
     z = space.sample(frame.start, radius, rng, rows)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from vauban.defences.train.course import AdversarialTraining
+from vauban.defences.train.course import Searching
 from vauban.defences.train.inner import Inner
 from vauban.defences.train.trades import divergence
 from vauban.parts.losses import log_probabilities
@@ -21,7 +21,7 @@ _TINY = 1e-4
 
 
 @dataclass(frozen=True, kw_only=True)
-class MART(AdversarialTraining):
+class MART(Searching):
     """Trains on the worst inputs with a loss that has a margin in it, and asks for like answers most where the model is unsure.
 
     The loss is the cross-entropy at the worst inputs, minus the logarithm of one less the largest wrong probability there, plus
@@ -63,14 +63,11 @@ class MART(AdversarialTraining):
     )
 
     beta: float = 5.0
-    steps: int = 7
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.beta < 0:
             raise ValueError(f"beta must not be negative, got {self.beta}")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """Boosted cross-entropy at the worst inputs plus weighted divergence."""

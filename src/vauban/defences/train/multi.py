@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vauban.core.space import Continuous
 from vauban.defences.common import row_losses
-from vauban.defences.train.course import AdversarialTraining
+from vauban.defences.train.course import Searching
 from vauban.defences.train.inner import Inner
 from vauban.parts.projections import SPACES
 from vauban.parts.training import Batch
@@ -23,7 +23,7 @@ TRAINED = ("linf", "l2", "l1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeveralNorms(AdversarialTraining):
+class SeveralNorms(Searching):
     """Trains on the worst inputs of several threats, for a model robust in one norm is seldom so in another.
 
     Every batch is attacked in the threat of the audit and in those named in `norms`. Descended is the loss of each row's worst
@@ -72,12 +72,9 @@ class SeveralNorms(AdversarialTraining):
 
     norms: str = "l2:1"
     way: str = "worst"
-    steps: int = 7
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.way not in WAYS:
             raise ValueError(f"way is one of {', '.join(WAYS)}, got {self.way!r}")
         if not self.others:
@@ -102,7 +99,7 @@ class SeveralNorms(AdversarialTraining):
 
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """That of the inputs changed in one norm or the other."""
-        rooms = self._rooms(inner, min(1.0, batch.share / self.ramp) if self.ramp else 1.0)
+        rooms = self._rooms(inner, self.grown(batch))
         if self.way == "random":
             rooms = [rooms[int(inner.rng.numpy("norm").integers(len(rooms)))]]
         tried = [room.worst(batch, self.steps) for room in rooms]

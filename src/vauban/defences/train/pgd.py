@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from vauban.defences.common import row_losses
-from vauban.defences.train.course import AdversarialTraining
+from vauban.defences.train.course import Searching
 from vauban.defences.train.inner import Inner
 from vauban.parts.training import Batch
 from vauban.schema.access import Access
@@ -16,7 +16,7 @@ from vauban.schema.cards import DefenceCard, Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGDTraining(AdversarialTraining):
+class PGDTraining(Searching):
     """Trains a copy of the model on the worst inputs within the threat: min over weights of max over changes.
 
     The inner maximisation is PGD from a random point, `steps` steps of 2.5 x radius / steps each, with the model in
@@ -62,13 +62,10 @@ class PGDTraining(AdversarialTraining):
         ),
     )
 
-    steps: int = 7
     clean: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
         if not 0 <= self.clean < 1:
             raise ValueError(f"clean is a share in [0, 1), got {self.clean}: 1 would be no adversarial training at all")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vauban.defences.common import row_losses
-from vauban.defences.train.course import AdversarialTraining
+from vauban.defences.train.course import Searching
 from vauban.defences.train.inner import Inner
 from vauban.parts.losses import log_probabilities
 from vauban.parts.training import Batch
@@ -18,7 +18,7 @@ from vauban.schema.cards import DefenceCard, Source
 
 
 @dataclass(frozen=True, kw_only=True)
-class TRADES(AdversarialTraining):
+class TRADES(Searching):
     """Trains on the clean inputs, and against any change of the answers within the threat, whatever the label.
 
     The loss is the cross-entropy on the clean inputs plus `beta` times the divergence of the answers at the worst inputs from
@@ -61,14 +61,11 @@ class TRADES(AdversarialTraining):
     )
 
     beta: float = 6.0
-    steps: int = 7
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.beta > 0:
             raise ValueError(f"beta must be above 0, got {self.beta}: at 0 nothing would be made robust")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def loss(self, inner: Inner, batch: Batch) -> Tensor:
         """Cross-entropy on the clean inputs plus `beta` divergences."""
