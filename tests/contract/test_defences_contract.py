@@ -27,6 +27,8 @@ from vauban.targets.torch import TorchTarget
 QUICK: dict[str, dict[str, Any]] = {
     "certify.bands": {"band": 2, "epochs": 2},
     "certify.smoothing": {"draws": 4, "sigma": 0.1},
+    "detect.dispersion": {"parts": 2},
+    "detect.reconstruction": {"epochs": 2, "width": 4},
     "distill.defensive": {"epochs": 2},
     "distill.robust": {"epochs": 2, "steps": 2, "teaching": 2},
     "preprocess.denoise": {"epochs": 2, "width": 4},
@@ -109,7 +111,13 @@ def test_the_new_target_answers_in_the_same_form_and_is_clean(id: str) -> None:
     made = defend(id, target, data).target
     with torch.no_grad():
         old, new = target.forward(data.x_test), made.forward(data.x_test)
-    assert new.values.shape == old.values.shape
+    refusal = made.domain.refusal
+    if refusal is None:
+        assert new.values.shape == old.values.shape
+    else:  # one class more, the last, and the others as they were
+        assert refusal == old.values.shape[1] == made.domain.true_classes
+        assert new.values.shape == (len(old.values), refusal + 1)
+        assert torch.equal(new.values[:, :refusal], old.values)
     assert new.kind == old.kind
     assert bool(new.values.isfinite().all())
     assert made.id != target.id
@@ -207,7 +215,7 @@ def test_a_recipe_trains_models_of_the_same_kind(id: str) -> None:
     first, second = (made.recipe.fit(data.x_train, data.y_train, 9) for _ in range(2))
     assert first.sha256() == second.sha256()
     with torch.no_grad():
-        assert first.forward(data.x_test).values.shape == (12, 3)
+        assert first.forward(data.x_test).values.shape == (12, 3 + (made.domain.refusal is not None))
 
 
 @pytest.mark.parametrize("id", IDS)

@@ -93,8 +93,8 @@ def old_examples(before: AuditLog, after: AuditLog, folder: Path, target: Target
         rows, x = found
         with torch.no_grad():
             labels = torch.cat([target.forward(part).labels.cpu() for part in x.split(512)])
-        refused = target.domain.refusal if hasattr(target.domain, "refusal") else None
-        wrong = (labels != y[rows]) & (labels != (-1 if refused is None else refused))
+        refusal = target.domain.refusal
+        wrong = (labels != y[rows]) & (labels != (-1 if refusal is None else refusal))
         tried |= set(rows.tolist())
         still |= set(rows[wrong].tolist())
     if not tried:

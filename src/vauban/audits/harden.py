@@ -305,6 +305,8 @@ def _answers(before: Ready, after: Ready) -> dict[str, float]:
             labels = torch.cat([ready.case.target.forward(part).labels for part in x.split(512)])
         regression = ready.case.domain.task == "regression"
         error = (labels - y.to(labels.dtype)).square() if regression else (labels == y)
+        if (refusal := ready.case.domain.refusal) is not None:
+            found[f"refused_clean_{when}"] = float((labels == refusal).to(torch.float64).mean())
         found[f"clean_{'error' if regression else 'accuracy'}_{when}"] = float(error.to(torch.float64).mean())
     return found
 
@@ -335,12 +337,16 @@ def _compared(
 
 
 def _price(answers: Mapping[str, float], samples: int) -> str:
-    (name, first), (_, second) = sorted(answers.items(), reverse=True)
+    (name, first), (_, second) = sorted(
+        (pair for pair in answers.items() if pair[0].startswith("clean_")), reverse=True
+    )
+    turned = answers.get("refused_clean_after", 0.0)
     if "error" in name:
         return f"Mean squared error on {samples} clean inputs: {first:.4g} before, {second:.4g} after."
     lost = first - second
     words = f"{lost:.1%} lost" if lost > 0 else "nothing lost"
-    return f"Accuracy on {samples} clean inputs: {first:.1%} before, {second:.1%} after ({words})."
+    alarms = f"; {turned:.1%} are refused, which counts as wrong" if "refused_clean_after" in answers else ""
+    return f"Accuracy on {samples} clean inputs: {first:.1%} before, {second:.1%} after ({words}{alarms})."
 
 
 def _security_first(curves: list[Curve], card: DefenceCard) -> list[Curve]:

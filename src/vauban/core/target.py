@@ -47,6 +47,13 @@ class Domain:
     """Inputs are stored on a grid of this size (1/255 for 8-bit pictures); None for real numbers."""
     label_names: tuple[str, ...] = ()
     feature_names: tuple[str, ...] = ()
+    refusal: int | None = None
+    """The class by which the model refuses to answer, where it has one: no input is of that class. It is counted in `classes`."""
+
+    @property
+    def true_classes(self) -> int | None:
+        """How many classes an input can be of: all but the refusal."""
+        return None if self.classes is None else self.classes - (self.refusal is not None)
 
 
 class Recipe(Protocol):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vauban.core.data import Data
-from vauban.core.target import Domain, Outputs, Portable, Recipe, Target, TorchBacked
+from vauban.core.target import Domain, OutputKind, Outputs, Portable, Recipe, Target, TorchBacked
 from vauban.parts.losses import cross_entropy
 from vauban.parts.training import reset
 from vauban.schema.access import Access
@@ -179,6 +179,19 @@ class Defended:
 
     def around(self, module: nn.Module, suffix: str) -> Defended:
         return replace(self, inner=around(self.inner, module, suffix))
+
+
+class Reader:
+    """How a target reads what its module returns; shared by copies of the module, which must not copy a target."""
+
+    def __init__(self, model: TorchModel, kind: OutputKind) -> None:
+        self.target, self.kind = around(model, nn.Identity(), ""), kind
+
+    def __call__(self, raw: object) -> Outputs:
+        return self.target.read(raw)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
+        return self
 
 
 def around(target: TorchModel, module: nn.Module, suffix: str) -> TorchModel:

@@ -83,7 +83,9 @@ def _probe(case: Case, goal: Goal, space: Continuous, radius: float) -> Probe:
 
 
 def _unlabelled(case: Case) -> int | None:
-    """The one class that occurs in no label at all, where all others do."""
+    """The one class that occurs in no label at all, where all others do; None where the model says itself by which it refuses."""
+    if case.domain.refusal is not None:
+        return None
     labels = [y for y in (case.data.y_train, case.data.y_test) if y is not None]
     absent = set(range(case.domain.classes or 0)) - {int(c) for y in labels for c in y.unique()}
     return absent.pop() if len(absent) == 1 and (case.domain.classes or 0) > 2 else None

@@ -20,7 +20,7 @@ from vauban.core.space import Continuous
 from vauban.core.target import Domain, Target
 from vauban.engine.case import Case, Progress, silent
 from vauban.engine.oracle import MeteredOracle
-from vauban.parts.goals import Misclassify, Shift
+from vauban.parts.goals import Firmly, Shift, misclassify
 from vauban.schema.errors import BadThreat
 from vauban.schema.threat import ThreatModel
 
@@ -35,6 +35,8 @@ class HouseContext:
     store: Store | None = None
     crew: Crew = ALONE
     diary: Diary | None = None
+    lead: float = 0.0
+    """By which attacks must reach their goal: where none can, they make all their steps."""
 
     @classmethod
     def of(
@@ -55,7 +57,7 @@ class HouseContext:
     def attack(self, id: str, **settings: Any) -> Callable[..., Tensor]:
         """`attack(id, **settings)(target, x, y, rng, domain)` gives adversarial inputs `[n, ...]` within the threat.
 
-        Rows that were not broken hold the point that came closest. Raises BadThreat without a threat.
+        Rows that were not broken hold the point that came closest; an infinite radius asks for the nearest success. Raises BadThreat without a threat.
         """
         space, radius = self.space, self.radius
         if space is None or radius is None:
@@ -63,9 +65,14 @@ class HouseContext:
         attack: Any = configure(ATTACKS.load(id), settings)
 
         def run(target: Target, x: Tensor, y: Tensor, rng: Rng, domain: Domain) -> Tensor:
-            goal: Goal = Shift(y, 0.5 * float(y.std())) if domain.task == "regression" else Misclassify(y)
+            goal: Goal = (
+                Shift(y, 0.5 * float(y.std())) if domain.task == "regression" else misclassify(y, domain.refusal)
+            )
+            goal = Firmly(goal, self.lead) if self.lead else goal
             frame, rows = space.frame(x), torch.arange(len(x), device=x.device)
-            oracle = MeteredOracle(target, goal, space, frame.start, radius, render=frame.render)
+            oracle = MeteredOracle(
+                target, goal, space, frame.start, radius, nearest=radius == float("inf"), render=frame.render
+            )
             oracle.begin()
             attack(EvasionScene(oracle, frame.start, space, radius, domain.classes), rng)
             return frame.render(oracle.best.x, rows)

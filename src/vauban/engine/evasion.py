@@ -30,8 +30,8 @@ from vauban.engine.measure import median
 from vauban.engine.oracle import MeteredOracle, Prover
 from vauban.engine.proofs import LazyProver
 from vauban.engine.react import Plan
-from vauban.engine.verify import margins, verify
-from vauban.parts.goals import ClassAs, Misclassify, Shift
+from vauban.engine.verify import margins, refused, verify
+from vauban.parts.goals import ClassAs, Shift, misclassify, shunned
 from vauban.schema.access import Access
 from vauban.schema.errors import BadThreat, Limit
 from vauban.schema.log import Attempt, Cost, Curve, Doubt, Measurement
@@ -48,7 +48,7 @@ SEVERAL = 15
 def goal_for(case: Case, threat_goal: str, tolerance: float | None = None) -> Goal:
     """What the attacker wants on these rows.
 
-    Classification: any wrong class, or (targeted) a class drawn for each row. Regression: a prediction further than
+    Classification: any wrong class that is no refusal, or (targeted) a class drawn for each row. Regression: a prediction further than
     `tolerance` from the truth; half a standard deviation of the labels where none is given.
     """
     y = case.data.y_test
@@ -56,10 +56,11 @@ def goal_for(case: Case, threat_goal: str, tolerance: float | None = None) -> Go
         spread = case.data.y_train if case.data.has_train else y
         return Shift(y, tolerance if tolerance is not None else 0.5 * float(spread.to(torch.float64).std()))
     if threat_goal == "untargeted":
-        return Misclassify(y)
-    classes = case.domain.classes or 2
-    draw = Rng(case.seed_for("targets"), case.data.ids).integers(torch.arange(len(y)), classes - 1)[:, 0]
-    return ClassAs((y + 1 + draw) % classes)
+        return misclassify(y, case.domain.refusal)
+    real = torch.tensor([c for c in range(case.domain.classes or 2) if c != case.domain.refusal])
+    draw = Rng(case.seed_for("targets"), case.data.ids).integers(torch.arange(len(y)), len(real) - 1)[:, 0]
+    place = (y[:, None] == real).long().argmax(1)
+    return ClassAs(real[(place + 1 + draw) % len(real)])
 
 
 def run(
@@ -231,7 +232,7 @@ def _gather(
         claimed[piece.rows] = piece.reached
     clean_margin = margins(plan.judge, aim, clean)
     found = verify(plan.judge, aim, space, case.modality, case.domain, x, frame, clean, radius)
-    wrong = clean_margin > 0
+    wrong = (clean_margin > 0) | refused(plan.judge, clean, shunned(aim))
     letters = [_letter(*one) for one in zip(*map(Tensor.tolist, (wrong, found.broken, certified, late)), strict=True)]
     return Run(
         x=torch.where(found.broken.reshape(-1, *[1] * (clean.dim() - 1)), found.x, clean),

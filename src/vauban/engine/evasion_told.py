@@ -43,6 +43,13 @@ def caveats(result: Run, case: Case) -> list[str]:
     if claimed:
         out.append(f"{claimed} claimed successes were rejected by the independent check")
     broken = torch.tensor([letter == "b" for letter in result.outcomes])
+    if case.domain.refusal is not None or result.plan.shunned is not None:
+        wrong = torch.tensor([letter == "w" for letter in result.outcomes])
+        turned = int((wrong & (result.clean_margin <= 0).cpu()).sum())
+        out.append(
+            f"the model refuses {turned} of {len(wrong)} clean inputs (false alarms), which counts as no right answer; to be "
+            "refused is no success of the attacker"
+        )
     if case.domain.step is not None and broken.any():
         alive = int((result.verified.survives & broken).sum())
         out.append(

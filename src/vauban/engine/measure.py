@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import beta
 
+from vauban.parts.roc import auc, auc_deviation
 from vauban.schema.log import Measurement
 
 
@@ -26,6 +27,25 @@ def rate(name: str, successes: int, n: int) -> Measurement:
         return Measurement(name=name, value=None, n=0, method="nothing assessed")
     low, high = clopper_pearson(successes, n)
     return Measurement(name=name, value=successes / n, low=low, high=high, n=n, method="Clopper-Pearson 95 %")
+
+
+def area(name: str, scores: np.ndarray, positive: np.ndarray) -> Measurement:
+    """Area under the curve of scores `[n]` that tell `positive` `[n]` from the rest, with DeLong's interval.
+
+    The interval is made for the logit of the area, so that it stays within 0 and 1. Where every positive lies above every negative
+    (or the other way) nothing varies: it is then that of so many successes as the smaller side has rows, all or none.
+    """
+    value, count = auc(scores, positive), int(min(positive.sum(), (~positive).sum()))
+    if count < 2:
+        return Measurement(name=name, value=value if count else None, n=len(scores), unit="auc", method="too few rows")
+    deviation = auc_deviation(scores, positive)
+    if deviation == 0 or not 0 < value < 1:
+        low, high = clopper_pearson(round(value * count), count)
+    else:
+        slope = 1.96 * deviation / (value * (1 - value))
+        middle = np.log(value / (1 - value))
+        low, high = (float(1 / (1 + np.exp(-end))) for end in (middle - slope, middle + slope))
+    return Measurement(name=name, value=value, low=low, high=high, n=len(scores), unit="auc", method="DeLong 95 %")
 
 
 def bootstrap(

@@ -59,7 +59,7 @@ def _fraction(check: Check) -> float:
 
 
 def _scene(case: Case, fraction: float) -> PoisonScene:
-    return PoisonScene(case.data, case.domain, case.target.recipe, fraction, case.domain.classes or 2)
+    return PoisonScene(case.data, case.domain, case.target.recipe, fraction, case.domain.true_classes or 2)
 
 
 def _train(case: Case, x: Tensor, y: Tensor) -> Target:

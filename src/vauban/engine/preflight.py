@@ -24,6 +24,8 @@ SEEN = 1000
 """Test rows at most that are scored."""
 FEW = 32
 """Rows for the checks that repeat the forward pass."""
+MANY = 0.1
+"""Refusing more than this share of clean rows is worth a warning."""
 SAME = 1e-3
 """Answers that differ by less than this share of their spread are the same."""
 
@@ -45,6 +47,8 @@ def preflight(target: Target, data: Data, domain: Domain) -> tuple[Target, list[
     x, y = sample.x_test, sample.y_test
     found, facts = _accuracy(outputs, y)
     doubts = [_range(data), scaling(target, x, y, outputs), found, *_classes_seen(data, domain), *_mode(target)]
+    turned, share = _refusals(outputs, domain)
+    doubts, facts = doubts + turned, facts | share
     doubts += [output_kind(outputs.kind)] if domain.task == "classification" else []
     steady = randomness(target, x, FEW)
     doubts += [steady, *_batch_dependence(target, x[:FEW], steady.verdict == "pass"), *_gradients(target, x[:FEW])]
@@ -135,6 +139,11 @@ def _check_labels(data: Data, domain: Domain) -> None:
             continue
         if y.is_floating_point():
             raise BadData(f"{name} holds real numbers, but the model is a classifier: give class numbers as integers.")
+        if domain.refusal is not None and bool((y == domain.refusal).any()):
+            raise BadData(
+                f"{name} holds the label {domain.refusal}, by which the model refuses to answer: no input is of that class, label "
+                "the rows by what they show."
+            )
         if int(y.min()) < 0 or int(y.max()) >= int(domain.classes or 0):
             raise BadData(
                 f"{name} holds labels from {int(y.min())} to {int(y.max())}, but the model has {domain.classes} classes "
@@ -172,17 +181,35 @@ def _range(data: Data) -> Doubt:
 def _classes_seen(data: Data, domain: Domain) -> list[Doubt]:
     if domain.task != "classification":
         return []
-    seen, count = len(data.y_test.unique()), int(domain.classes or 0)
+    seen, count = len(data.y_test.unique()), int(domain.true_classes or 0)
     return [
         Doubt(
             id="classes",
             verdict="pass" if seen == count else "warn",
             value=seen,
             threshold=count,
-            text=f"The model has {count} classes; {seen} of them occur in the test rows.",
+            text=f"The model has {count} classes{' and one for refusing' * (domain.refusal is not None)}; {seen} of them occur in the test rows.",
             remedy="what is measured says nothing about classes that do not occur: add rows of them",
         )
     ]
+
+
+def _refusals(outputs: Outputs, domain: Domain) -> tuple[list[Doubt], dict[str, Any]]:
+    """How many clean rows are refused, where the model refuses at all."""
+    if domain.refusal is None:
+        return [], {}
+    turned, n = int((outputs.labels == domain.refusal).sum()), len(outputs.values)
+    low, high = clopper_pearson(turned, n)
+    doubt = Doubt(
+        id="refusals",
+        verdict="warn" if low > MANY else "pass",
+        value=turned / n,
+        threshold=MANY,
+        text=f"The model refuses {turned / n:.1%} of {n} clean test rows (95 % interval {low:.1%} to {high:.1%}): false alarms, "
+        "which count as wrong answers.",
+        remedy="lower its rate of false alarms: whoever refuses everything is fooled by nobody",
+    )
+    return [doubt], {"refused_clean": turned / n}
 
 
 def _mode(target: Target) -> list[Doubt]:

@@ -68,6 +68,13 @@ def verify(
     return Verified(x, margin, distance, admissible, admissible & (margin > 0), stored, survives)
 
 
+def refused(target: Target, x: Tensor, refusal: int | None) -> Tensor:
+    """Bool `[n]`: which inputs are answered by the class of a refusal; none where there is no such class."""
+    if refusal is None:
+        return torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    return answers(target, x).labels == refusal
+
+
 def margins(target: Target, goal: Goal, x: Tensor) -> Tensor:
     """Margins of the goal at `x`, `[n]`, from a fresh forward pass."""
     return goal.margin(answers(target, x), torch.arange(len(x), device=x.device)).to(torch.float32)

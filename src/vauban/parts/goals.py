@@ -78,7 +78,8 @@ class Misclassify(_ClassGoal):
 
 @dataclass(frozen=True, eq=False)
 class MisclassifyOutright(Misclassify):
-    """Any class but the true one and `shunned`, a class for abstaining, which counts as the true one."""
+    """Any class but the true one and `shunned`, the class of a refusal, which counts as the true one: who is refused has not fooled
+    anybody."""
 
     shunned: int = 0
 
@@ -87,12 +88,12 @@ class MisclassifyOutright(Misclassify):
         if outputs.kind == "labels":
             kept = torch.where(outputs.labels == self.shunned, self._labels(outputs, rows), outputs.labels)
             return _leaves(Outputs(kept, "labels"), self._labels(outputs, rows))
-        return self._margins[outputs.kind](*self._folded(outputs, rows))
+        return self._margins[outputs.kind](*self.folded(outputs, rows))
 
     def _loss(self, name: str, outputs: Outputs, rows: Tensor) -> Tensor:
-        return self._losses[name](*self._folded(outputs, rows))
+        return self._losses[name](*self.folded(outputs, rows))
 
-    def _folded(self, outputs: Outputs, rows: Tensor) -> tuple[Outputs, Tensor]:
+    def folded(self, outputs: Outputs, rows: Tensor) -> tuple[Outputs, Tensor]:
         """The answers with the shunned class taken out, the true class as likely as the likelier of the two."""
         true, values, gone = self._labels(outputs, rows), outputs.values, self.shunned
         own = torch.maximum(values.gather(1, true[:, None]), values[:, gone, None])
@@ -100,6 +101,17 @@ class MisclassifyOutright(Misclassify):
         return Outputs(torch.cat([values[:, :gone], values[:, gone + 1 :]], 1), outputs.kind), true - (
             true > gone
         ).long()
+
+
+def misclassify(labels: Tensor, refusal: int | None) -> Misclassify:
+    """Any wrong class, where `refusal` is none: `labels` are the true classes, int64 `[n]`."""
+    return Misclassify(labels) if refusal is None else MisclassifyOutright(labels, shunned=refusal)
+
+
+def shunned(goal: Goal) -> int | None:
+    """The class that does not count as reaching the goal although it is a wrong one; None where there is none."""
+    found: int | None = getattr(goal, "shunned", None)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +128,10 @@ class Firmly:
     @property
     def labels(self) -> Tensor:
         return self.goal.labels
+
+    @property
+    def shunned(self) -> int | None:
+        return shunned(self.goal)
 
     def margin(self, outputs: Outputs, rows: Tensor) -> Tensor:
         """The goal's margin less the lead."""

@@ -19,6 +19,22 @@ def auc(scores: np.ndarray, positive: np.ndarray) -> float:
     return float((ranks[positive].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
+def auc_deviation(scores: np.ndarray, positive: np.ndarray) -> float:
+    """Standard deviation of the area under the curve (DeLong, DeLong and Clarke-Pearson 1988, section 2); NaN where a side has
+    fewer than two scores.
+
+    From the share of negatives below each positive, and of positives above each negative: their variances over their numbers.
+    """
+    positives, negatives = scores[positive], scores[~positive]
+    m, n = len(positives), len(negatives)
+    if min(m, n) < 2:
+        return float("nan")
+    ranks = rankdata(scores)
+    above = (ranks[positive] - rankdata(positives)) / n
+    below = 1 - (ranks[~positive] - rankdata(negatives)) / m
+    return float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))
+
+
 def roc(scores: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(fpr, tpr, thresholds), each `[k]`, from (0, 0) at threshold inf to (1, 1); one point per distinct score.
 

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.hooks import RemovableHandle
 
 from vauban.core.target import Domain, OutputKind, Outputs, Portable, Recipe
 from vauban.parts.layout import memory_format, ordered
+from vauban.parts.listening import holders, listening
 from vauban.parts.training import Batch, fit, quiet_rng, reset
 from vauban.schema.access import Access
 from vauban.schema.errors import BadTarget
@@ -139,7 +139,7 @@ class TorchTarget:
             access &= ~Access.WEIGHTS_WRITE
         if self.kind == "logits":
             access |= Access.LOGITS
-        if len(_layers(self.module)) > 1:
+        if len(holders(self.module)) > 1:
             access |= Access.FEATURES
         return access | Access.TRAINING if self.recipe else access
 
@@ -177,9 +177,9 @@ class TorchTarget:
     def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
         """The answer, and the flat activations `[n, d]` that enter the last linear layer (or the last layer with
         parameters, where none is linear), in the order of execution. Differentiable."""
-        layers = _layers(self.module)
+        layers = holders(self.module)
         known = self._found.get("reader")
-        with _listening([known] if known is not None else layers) as heard:
+        with listening([known] if known is not None else layers) as heard:
             outputs = self.forward(x)
         if not heard:
             raise BadTarget("The model has no layer whose inputs could be read as features.")
@@ -302,36 +302,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
-
-
-def _layers(module: nn.Module) -> list[nn.Module]:
-    """Modules that hold parameters of their own and whose calls can be listened to.
-
-    Those of an exported graph only store them, and those of TorchScript are called out of Python's sight.
-    """
-    holders = (part for part in module.modules() if any(True for _ in part.parameters(recurse=False)))
-    return [
-        part
-        for part in holders
-        if type(part).forward is not nn.Module.forward and not isinstance(part, torch.jit.ScriptModule)
-    ]
-
-
-@contextlib.contextmanager
-def _listening(layers: list[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """What enters each of these layers, the last call last; the hooks are gone afterwards."""
-    heard: dict[nn.Module, Tensor] = {}
-
-    def listen(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        heard.pop(layer, None)
-        if inputs and isinstance(inputs[0], Tensor):
-            heard[layer] = inputs[0]
-
-    handles: list[RemovableHandle] = []
-    try:
-        for layer in layers:
-            handles.append(layer.register_forward_pre_hook(listen))
-        yield heard
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -19,6 +19,7 @@ from vauban.core.goal import Goal
 from vauban.core.oracle import Loss
 from vauban.core.target import Outputs
 from vauban.parts import losses
+from vauban.parts.goals import MisclassifyOutright, shunned
 
 OVERSHOOT = 100
 """Steps go that many times too far and are projected back, so that what the box denies to some features goes to others."""
@@ -47,10 +48,14 @@ def compared(scene: EvasionScene, most: int) -> int:
 
 def towards(goal: Goal, wanted: Tensor, name: str = "margin") -> Loss:
     """The pair loss of that name between the true class and `wanted` `[n]`, a class for every row of the scene."""
-    pair = PAIR_LOSSES[name]
+    pair, gone = PAIR_LOSSES[name], shunned(goal)
 
     def loss(outputs: Outputs, rows: Tensor) -> Tensor:
-        return pair(outputs, goal.labels.to(rows.device)[rows], wanted[rows])
+        if gone is None:
+            return pair(outputs, goal.labels.to(rows.device)[rows], wanted[rows])
+        # a refusal stands in the way like the true class; who wants it has no way to go
+        outputs, true = MisclassifyOutright(goal.labels, shunned=gone).folded(outputs, rows)
+        return pair(outputs, true, (wanted[rows] - (wanted[rows] > gone).long()).clamp_max(outputs.values.shape[1] - 1))
 
     return loss
 
@@ -89,6 +94,8 @@ def rank(scene: EvasionScene, front: Front, most: int) -> Rivals:
     # row by row in float64, so that no row's rounding depends on its neighbours
     gains = (slopes.grad.double() * (ends - front.x[:, None]).double()).flatten(2).sum(2)
     shares = gaps.double() / gains.clamp_min(torch.finfo(torch.float64).tiny)
+    if (gone := shunned(scene.oracle.goal)) is not None:
+        shares = shares.masked_fill(near == gone, torch.inf)
     order = shares.argsort(dim=1, stable=True)
     return Rivals(near.gather(1, order), ends[torch.arange(len(ends), device=ends.device), order[:, 0]])
 

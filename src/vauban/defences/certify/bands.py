@@ -13,8 +13,18 @@ from vauban.core.data import Data
 from vauban.core.defence import Context, Hardened
 from vauban.core.rng import Rng
 from vauban.core.target import Target
-from vauban.defences.certify.voting import Reader, Voting, reader
-from vauban.defences.common import Defended, Redone, TorchModel, around, loaded, placement, torch_backed, training_rows
+from vauban.defences.certify.voting import Voting, reader
+from vauban.defences.common import (
+    Defended,
+    Reader,
+    Redone,
+    TorchModel,
+    around,
+    loaded,
+    placement,
+    torch_backed,
+    training_rows,
+)
 from vauban.defences.preprocess.front import need_pictures
 from vauban.parts.training import Batch, fit, task_loss
 from vauban.schema.access import Access

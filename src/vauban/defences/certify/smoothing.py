@@ -13,8 +13,18 @@ from vauban.core.data import Data
 from vauban.core.defence import Context, Hardened
 from vauban.core.rng import Rng
 from vauban.core.target import Outputs, Recipe, Target
-from vauban.defences.certify.voting import Reader, Voting, reader
-from vauban.defences.common import Defended, Redone, TorchModel, around, loaded, placement, torch_backed, training_rows
+from vauban.defences.certify.voting import Voting, reader
+from vauban.defences.common import (
+    Defended,
+    Reader,
+    Redone,
+    TorchModel,
+    around,
+    loaded,
+    placement,
+    torch_backed,
+    training_rows,
+)
 from vauban.defences.preprocess.front import sides
 from vauban.defences.train.course import Drill
 from vauban.defences.train.noise import NoiseTraining

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vauban.core.target import OutputKind, Outputs
-from vauban.defences.common import TorchModel, around
+from vauban.defences.common import Reader, TorchModel
 
 
 class Voting(nn.Module):
@@ -69,19 +67,6 @@ def counted(logs: Tensor) -> Tensor:
     votes = logs.argmax(2).T
     counts = torch.zeros(logs.shape[1:], dtype=torch.int64, device=logs.device)
     return counts.scatter_add_(1, votes, torch.ones_like(votes))
-
-
-class Reader:
-    """How a target reads what its module returns; shared by copies of the module, which must not copy a target."""
-
-    def __init__(self, model: TorchModel, kind: OutputKind) -> None:
-        self.target, self.kind = around(model, nn.Identity(), ""), kind
-
-    def __call__(self, raw: object) -> Outputs:
-        return self.target.read(raw)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
-        return self
 
 
 def reader(model: TorchModel, x: Tensor) -> Reader:

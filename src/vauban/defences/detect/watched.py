@@ -1,0 +1,141 @@
+"""A model with a detector beside it, which refuses inputs, marks them, or lets them pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from vauban.core.target import Domain, Outputs
+from vauban.defences.common import Defended, Reader, TorchModel, around, only_inputs, placement
+from vauban.defences.detect.view import Detector, Learnt, View
+from vauban.schema.access import Access
+
+POLICIES = ("reject", "flag", "pass")
+REFUSED = "refused"
+"""Name of the class by which a model refuses."""
+
+
+class Watched(Learnt):
+    """A model and its detector. Under the policy `reject` it has one class more, the last.
+
+    `weights` put the detector's scores together after each was standardised by `centre` and `spread`; `slope` says how many
+    logits a unit of the score is worth.
+    """
+
+    centre: Tensor
+    spread: Tensor
+    weights: Tensor
+    threshold: Tensor
+    slope: Tensor
+
+    def __init__(self, model: nn.Module, detector: Detector, read: Reader, policy: str, classes: int) -> None:
+        super().__init__()
+        self.model, self.detector, self.read, self.policy, self.classes = model, detector, read, policy, classes
+        zero, one = torch.zeros(1, dtype=torch.float64), torch.ones((), dtype=torch.float32)
+        self.keep(centre=zero, spread=zero + 1, weights=zero + 1, threshold=one, slope=one)
+        self.to(placement(model)[0])
+
+    def view(self, x: Tensor) -> View:
+        return View(self.model, self.read, x, self.detector.layers)
+
+    def suspicion(self, view: View) -> Tensor:
+        """Float32 `[n]`: what the detector's scores come to."""
+        scores: Tensor = self.detector(view)
+        standard = (scores - self.centre) / self.spread
+        # rounded, so that it does not depend on a row's place in the batch
+        return (standard * self.weights).sum(1).to(torch.float32)
+
+    def forward(self, x: Tensor) -> Any:
+        if self.policy != "reject":
+            return self.model(x.clone())
+        view = self.view(x)
+        return refusing(view.logits, self.suspicion(view), self.threshold, self.slope)
+
+
+def refusing(logits: Tensor, score: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
+    """`[n, k + 1]`: the logits and one more, which is the largest exactly where `score` `[n]` is above `threshold`.
+
+    Carlini and Wagner 2017 (arXiv:1705.07263, section 3.2) multiply the largest logit with the excess of the score; added to
+    it, it does not matter whether logits are positive.
+    """
+    top = logits.amax(1)
+    last = top + (slope * (score - threshold)).to(top)
+    least = torch.nextafter(top.detach(), torch.full_like(top, torch.inf))  # of equals the first would win
+    last = torch.where(score > threshold, torch.maximum(last, least), torch.minimum(last, top))
+    return torch.cat([logits, last[:, None]], 1)
+
+
+@dataclass(frozen=True, eq=False)
+class WatchedTarget(Defended):
+    """A target with a detector: `suspicion` gives scores, `flagged` says which inputs are above the threshold."""
+
+    @property
+    def _watched(self) -> Watched:
+        return cast(Watched, self.module)
+
+    @property
+    def rejects(self) -> bool:
+        return self._watched.policy == "reject"
+
+    @property
+    def offers(self) -> Access:
+        return super().offers | (Access.LOGITS if self.rejects else Access.NONE)
+
+    @property
+    def threshold(self) -> float:
+        """The score above which an input is refused, or flagged."""
+        return float(self._watched.threshold)
+
+    def forward(self, x: Tensor) -> Outputs:
+        outputs = self.inner.forward(x)
+        return replace(outputs, kind="logits") if self.rejects else outputs
+
+    def read(self, raw: object) -> Outputs:
+        outputs = self.inner.read(raw)
+        return replace(outputs, kind="logits") if self.rejects else outputs
+
+    def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
+        """The answer, and the features of the model itself, without its detector."""
+        plain: Any = around(self.inner, self._watched.model, "")
+        return self.forward(x), cast(Tensor, plain.forward_features(x)[1])
+
+    def seen(self, x: Tensor) -> tuple[Outputs, Tensor]:
+        """The model's own answer to inputs `[n, ...]`, as logits, and how suspicious they are, float32 `[n]`, whatever the
+        policy. Differentiable."""
+        device, dtype = placement(self.module)
+        with only_inputs(self.module):
+            view = self._watched.view(x.to(device, dtype))
+            return Outputs(view.logits.to(x.device), "logits"), self._watched.suspicion(view).to(x.device)
+
+    def suspicion(self, x: Tensor) -> Tensor:
+        """Float32 `[n]`: how suspicious inputs `[n, ...]` are, whatever the policy. Differentiable."""
+        return self.seen(x)[1]
+
+    @torch.no_grad()
+    def flagged(self, x: Tensor) -> Tensor:
+        """Bool `[n]`: which inputs are above the threshold; none under the policy `pass`."""
+        over = self.suspicion(x) > self.threshold
+        return over & (self._watched.policy != "pass")
+
+    def settled(self, domain: Domain) -> WatchedTarget:
+        return replace(self, inner=cast(TorchModel, self.inner.settled(told(domain, self._watched))))
+
+
+def told(domain: Domain, watched: Watched) -> Domain:
+    """Facts about inputs, with the refusal among the classes where there is one.
+
+    `domain` may speak of the model alone or of both: what is refused is known here.
+    """
+    if watched.policy != "reject":
+        return domain
+    classes = watched.classes
+    names = domain.label_names[:classes]
+    return replace(
+        domain,
+        classes=classes + 1,
+        refusal=classes,
+        label_names=(*names, REFUSED) if len(names) == classes else names,
+    )
