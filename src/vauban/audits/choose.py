@@ -31,16 +31,18 @@ SHORT = "its training in a trial may take"
 """Words of a trial for which there was no time."""
 RECORD = "trials.json"
 CANDIDATES = (
-    Candidate("train.pgd", {}),
-    Candidate("train.trades", {}),
-    Candidate("train.mart", {}),
-    Candidate("train.awp", {}),
-    Candidate("train.fast", {}),
-    Candidate("train.free", {}),
+    Candidate("train.pgd"),
+    Candidate("train.trades"),
+    Candidate("train.mart"),
+    Candidate("train.awp"),
+    Candidate("train.fast"),
+    Candidate("train.free"),
     Candidate("train.ibp", {}, ("linf",)),
+    Candidate("train.robust_linear"),
+    Candidate("train.robust_trees", {}, ("linf",)),
     Candidate("certify.smoothing", {"epochs": 10}, ("l2",)),
-    Candidate("preprocess.squeeze", {}),
-    Candidate("preprocess.variation", {}),
+    Candidate("preprocess.squeeze"),
+    Candidate("preprocess.variation"),
 )
 CHOICES: Catalogue[type[Auto]] = Catalogue("defence", "vauban.choices", {AUTO: "vauban.audits.choose:Auto"})
 """What stands beside the defences where one is named."""

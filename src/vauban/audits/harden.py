@@ -31,6 +31,7 @@ from torch import Tensor
 
 from vauban.audits.choose import AUTO, Auto, choose, spent
 from vauban.audits.compare import compare
+from vauban.audits.effects import old_examples, slices, told
 from vauban.audits.fitting import instead, unusable
 from vauban.audits.kept import FACTS, WEIGHTS, as_json, keep, own, read, weights
 from vauban.audits.machine import version
@@ -128,7 +129,14 @@ def _harden(request: Request, defence: str, folder: Path, watcher: Watcher, crew
     options = _again(request, settings)
     again = prepare(replace(request, target=made.target, defence=card.id, options=options))
     log = carry_out(again, folder, watcher)
-    comparison = _compared(before, log, card, made, _answers(ready, again)).model_copy(update={"choice": choice})
+    old = old_examples(before, log, folder / BEFORE, again.case.target, ready)
+    comparison = _compared(before, log, card, made, {**_answers(ready, again), **old})
+    more = {
+        "choice": choice,
+        "slices": slices(before, log, ready, threat.id),
+        "caveats": [*comparison.caveats, *told(old)],
+    }
+    comparison = comparison.model_copy(update=more)
     log = log.model_copy(update={"before_after": comparison})
     with guarded(folder):
         write_reports(log, folder, request)
