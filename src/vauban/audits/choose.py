@@ -48,6 +48,8 @@ CHOICES: Catalogue[type[Auto]] = Catalogue("defence", "vauban.choices", {AUTO: "
 """What stands beside the defences where one is named."""
 TRIALS, AUDITS = 0.35, 0.4
 """Shares of a time limit for all trials, and for the audits before and after; training in full has the rest."""
+LOST = 0.3
+"""Accuracy on clean inputs below the best trial's, from which a trial is not drawn."""
 PILOT = 256
 """Rows of the epoch that tells how long an epoch takes."""
 HEAD = 64
@@ -310,8 +312,10 @@ def _why(best: Trial, second: Trial | None, base: Trial, how: Auto) -> list[str]
 
 
 def _curve(trials: Sequence[Trial], best: Trial) -> Curve:
-    """The trade-off as a picture: the last trial of each."""
+    """The trade-off as a picture: the last trial of each, but for those that are no use."""
     last = {t.defence: t for t in trials if not t.failed}
+    lost = [name for name, t in last.items() if (t.clean or 0) < (best.clean or 0) - LOST and name != best.defence]
+    last = {name: t for name, t in last.items() if name not in lost}
     groups = {
         "as given": [t for t in last.values() if t.defence == GIVEN],
         "tried": [t for t in last.values() if t.defence not in (GIVEN, best.defence)],
@@ -334,7 +338,8 @@ def _curve(trials: Sequence[Trial], best: Trial) -> Curve:
         y_label="accuracy under attack",
         series=series,
         shape="points",
-        reading="Up is more robust, right is more accurate on clean inputs; each point is the longest trial of a defence.",
+        reading="Up is more robust, right is more accurate on clean inputs; each point is the longest trial of a defence."
+        + (f" Not shown, far less accurate: {', '.join(lost)}." if lost else ""),
     )
 
 

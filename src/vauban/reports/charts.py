@@ -19,6 +19,8 @@ MOST_POINTS = 240
 MOST_SERIES = 6
 MOST_LABEL = 54
 """Characters that fit into the width of a chart."""
+NAME_HEIGHT = 12
+"""Pixels from the name of one point to the next."""
 MOST_SIZE = 1e300
 """Longer bars are cut: the difference of two numbers must stay finite."""
 BAR_LEFT, MOST_NAME = 150, 22
@@ -59,13 +61,20 @@ class Axis:
 def chart(curve: Curve, standalone: bool = False) -> str:
     """One `<svg>`; `standalone` brings its own colours along, for a file of its own."""
     series = [_thinned(s) for s in curve.series[:MOST_SERIES]]
-    x = _axis(_all(s.x for s in series), LEFT, WIDTH - RIGHT, curve.x_scale == "log", share=False)
+    xs, points = _all(s.x for s in series), curve.shape == "points"
+    x = (
+        _near(xs, LEFT, WIDTH - RIGHT)
+        if points
+        else _axis(xs, LEFT, WIDTH - RIGHT, curve.x_scale == "log", share=False)
+    )
     ys = _all([*(s.y for s in series), *(s.low or [] for s in series), *(s.high or [] for s in series)])
-    y = _axis(ys, TOP + PLOT - BOTTOM, TOP, curve.y_scale == "log", share=True)
+    bottom = TOP + PLOT - BOTTOM
+    y = _near(ys, bottom, TOP) if points else _axis(ys, bottom, TOP, curve.y_scale == "log", share=True)
     legend, extra = _legend(series)
     parts = [*_grid(curve, x, y)]
     for index, line in enumerate(series):
         parts += [_band(line, index, x, y), *_DRAWN[curve.shape](line, index, x, y)]
+    parts += _names(series, x, y)
     height = TOP + PLOT + extra
     style = f"<style>{STYLE}{RULES}</style>" if standalone else ""
     title = escape(curve.title or curve.id)
@@ -157,6 +166,13 @@ def _axis(values: Sequence[float], start: float, end: float, log: bool, share: b
     return Axis(low, high if high > low else low + 1, start, end)
 
 
+def _near(values: Sequence[float], start: float, end: float) -> Axis:
+    """The range of the values and a little more: of points, what lies between them matters."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
+    room = 0.15 * max(high - low, 0.05)
+    return Axis(low - room, high + room, start, end)
+
+
 def _all(rows: Iterable[Sequence[float | None]]) -> list[float]:
     return [v for row in rows for v in row if v is not None and math.isfinite(v)]
 
@@ -217,21 +233,29 @@ def _steps(series: Series, index: int, x: Axis, y: Axis) -> Iterable[str]:
 
 
 def _points(series: Series, index: int, x: Axis, y: Axis) -> Iterable[str]:
-    """Marks alone, with their names on the side where there is room."""
-    for place, (a, b) in enumerate(_pairs(series.x, series.y)):
+    """Marks alone: a circle, smaller for later lines, and a square for the third."""
+    for a, b in _pairs(series.x, series.y):
         if b is None or not math.isfinite(b):
             continue
-        at, up = x.at(a), y.at(b)
-        name = series.names[place] if series.names and place < len(series.names) else ""
+        at, up, size = x.at(a), y.at(b), 5 - min(index, 2)
+        square = f'<rect class="f{index}" x="{at - 5}" y="{up - 5}" width="10" height="10"/>'
+        yield square if index == 2 else f'<circle class="f{index}" cx="{at}" cy="{up}" r="{size}"/>'
+
+
+def _names(series: Sequence[Series], x: Axis, y: Axis) -> Iterable[str]:
+    """Names of points, on the side where there is room; where they would lie on one another the lower one moves down."""
+    found = [
+        (y.at(b), x.at(a), name)
+        for line in series
+        for (a, b), name in zip(_pairs(line.x, line.y), line.names or [], strict=False)
+        if name and b is not None and math.isfinite(b)
+    ]
+    lowest = {True: -math.inf, False: -math.inf}
+    for up, at, name in sorted(found):
         left = at > (x.start + x.end) / 2
-        yield (
-            f'<circle class="f{index}" cx="{at}" cy="{up}" r="{5 - index}"/>'
-            if index < 2
-            else (f'<rect class="f{index}" x="{at - 5}" y="{up - 5}" width="10" height="10"/>')
-        )
-        if name:
-            side = 'text-anchor="end"' if left else ""
-            yield f'<text class="name small" x="{at - 8 if left else at + 8}" y="{up + 4}" {side}>{escape(name)}</text>'
+        lowest[left] = height = max(up + 4, lowest[left] + NAME_HEIGHT)
+        side = ' text-anchor="end"' if left else ""
+        yield f'<text class="name" x="{at - 9 if left else at + 9}" y="{round(height, 1)}"{side}>{escape(name)}</text>'
 
 
 _DRAWN = {"line": _line, "steps": _steps, "points": _points}
