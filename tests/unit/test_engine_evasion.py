@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import vauban
 from vauban.core.data import Data
 from vauban.core.target import Domain
 from vauban.domains.catalog import modality
@@ -99,6 +100,22 @@ def test_a_cascade_leaves_nothing_open_on_a_linear_model() -> None:
     assert proved.value == pytest.approx(letters.count("c") / 40)
     assert letters.count("c") > 0
     assert [stage["stage"] for stage in outcome.attempt.facts["stages"]] == ["evasion.pgd", "proof"]
+
+
+def test_a_cascade_proves_answers_of_an_estimator_with_one_score() -> None:
+    """Two classes in float64, told apart by the sign of one score."""
+    from sklearn.neural_network import MLPClassifier
+
+    g = np.random.default_rng(0)
+    x = g.uniform(0, 1, (80, 4)).astype(np.float32)
+    y = (x[:, 0] + x[:, 1] > 1).astype(np.int64)
+    estimator = MLPClassifier((8,), solver="lbfgs", random_state=0).fit(x.astype(np.float64), y)
+    data = Data(x[:40], y[:40], x[40:], y[40:])
+    target = vauban.target(estimator, bounds=(0, 1))
+    log = vauban.audit(target, data, threats=["linf:0.02"], include=["evasion.cascade"], profile="smoke")
+    (attempt,) = [a for a in log.attempts if a.check == "evasion.cascade"]
+    assert attempt.state == "assessed", attempt.reason
+    assert attempt.outcomes.count("c") > 20
 
 
 def _nearest(case: Case) -> Tensor:
