@@ -137,3 +137,28 @@ def test_accuracy_on_clean_inputs_comes_first_then_robustness_then_cost(tmp_path
     contest = _Contest(Auto(allowed=0.05), None, _Record(tmp_path / "none"), None)  # type: ignore[arg-type]
     order = sorted(trials, key=lambda name: contest._rank(trials[name], base), reverse=True)
     assert order == ["quick", "slow", "weak", "robust but useless"]
+
+
+def test_rows_that_nobody_knows_are_judged_on_where_there_are_some() -> None:
+    """Training rows are known to the model that was given, and audited rows are the audit's own."""
+    known = data()
+    seen: list[Any] = []
+    plain = Bench.judged
+
+    def judged(self: Bench, target: Any, seconds: float | None) -> Any:
+        seen.append(self)
+        return plain(self, target, seconds)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Bench, "judged", judged)
+        choice = harden(None, samples=15, auto={"candidates": "train.pgd", "rows": 22}).comparison.choice
+    bench = seen[0]
+    assert choice.source == "test rows that are not audited"
+    assert choice.rows == 22
+    assert len(bench.learnt.x_train) == len(known.x_train)
+    audited = {tuple(row.tolist()) for row in bench.ready.case.data.x_test}
+    held = {tuple(row.tolist()) for row in bench.held.x_test}
+    assert not audited & held
+    assert held <= {tuple(row.tolist()) for row in known.x_test}
+    few = harden(None, auto={"candidates": "train.pgd"}).comparison.choice
+    assert few.source.startswith("training rows kept from the trials")

@@ -1,7 +1,7 @@
 """A defence chosen by experiment: short trials, the better ones tried for longer, the best one trained in full.
 
 Successive halving (Jamieson and Talwalkar 2016, arXiv:1502.07943, algorithm 1), with equal time for all where time is limited,
-equal epochs where it is not. Trials are judged on training rows that are kept from them, never on the rows of the audit.
+equal epochs where it is not. Trials are judged on rows that are kept from them, never on the rows of the audit.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ HEAD = 64
 class Auto:
     """Tries every defence that fits for a short while, the better ones for longer, and takes the best.
 
-    Each is trained on most of the training rows, and judged on the others by the cascade of attacks that an audit makes, which
-    looks through defences that hide gradients. The best is the one that holds most rows among those that lose no more than `allowed`
+    Each is trained on the training rows, and judged on test rows that the audit does not use (where these are too few, on training rows
+    kept from the trials) by the cascade of attacks that an audit makes, which looks through defences that hide gradients. The best is the one that holds most rows among those that lose no more than `allowed`
     of the accuracy on clean inputs. Without a time limit all trials of a round have equal epochs; with one they have equal
     time, and 35 % of it are for trials, 25 % for training in full, 40 % for the audits before and after.
 
@@ -74,7 +74,7 @@ class Auto:
         rounds: of trials, 1 or more.
         keep: of so many trials one goes on to the next round, 2 or more.
         first: epochs of a trial in the first round where time is not limited; in later rounds `keep` times as many.
-        rows: training rows that are kept aside to judge on, at most a fifth of all.
+        rows: rows that are kept aside to judge on, at most; of training rows at most a fifth.
         candidates: ids, separated by commas; all that fit where empty.
     """
 
@@ -199,9 +199,10 @@ class _Contest:
             defence=best.defence,
             settings=settings,
             runner_up=second.defence if second else "",
-            reasons=[*_why(best, second, base, self.how), *self._better(best, winner, settings)],
+            reasons=[*_why(best, second, base, self.how, self.bench.source), *self._better(best, winner, settings)],
             judge=f"{JUDGE} ({TIER})",
             rows=len(self.bench.held.x_test),
+            source=self.bench.source,
             trials=self.record.trials,
             curve=_curve(self.record.trials, best),
         )
@@ -291,11 +292,11 @@ class _Contest:
         return said
 
 
-def _why(best: Trial, second: Trial | None, base: Trial, how: Auto) -> list[str]:
+def _why(best: Trial, second: Trial | None, base: Trial, how: Auto, source: str) -> list[str]:
     """The reason of the choice, in whole sentences."""
     n = len(best.outcomes)
     said = [
-        f"{best.defence} held {best.robust:.1%} of {n} rows kept aside against {JUDGE}, the model as it was given {base.robust:.1%}; "
+        f"{best.defence} held {best.robust:.1%} of {n} {source} against {JUDGE}, the model as it was given {base.robust:.1%}; "
         f"on clean inputs it answered {best.clean:.1%} right, before {base.clean:.1%}."
     ]
     if (best.clean or 0) < (base.clean or 0) - how.allowed - 1e-9:

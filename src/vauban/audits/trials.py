@@ -1,4 +1,4 @@
-"""Defences tried for a short while, and judged on training rows that were kept from them."""
+"""Defences tried for a short while, and judged on rows that neither they nor the audit are given."""
 
 from __future__ import annotations
 
@@ -30,6 +30,8 @@ JUDGE = "evasion.cascade"
 TIER = "screen"
 GIVEN = ""
 """The id of the model as it was given, among the trials."""
+UNAUDITED = "test rows that are not audited"
+SEEN = "training rows kept from the trials, which the model as it was given has seen"
 FEWEST = 20
 """Rows that must be kept aside."""
 SHARE = 5
@@ -73,25 +75,34 @@ class Bench:
     threat: ThreatModel
     learnt: Data
     held: Data
+    """Its test rows are those that trials are judged on."""
+    source: str
+    """What these rows are, in words."""
     watcher: Watcher
 
     @classmethod
     def of(cls, ready: Ready, threat: ThreatModel, rows: int, watcher: Watcher) -> Bench:
-        """Raises BadData where the training rows are too few to keep some aside."""
+        """Test rows that are not audited are kept aside; where these are too few, training rows, which the model as it was given has
+        seen. Raises BadData where neither suffice."""
         data = ready.request.data
         if not data.has_train:
             raise BadData(f"Trials learn from training rows, and {data.id} has none: give x_train and y_train.")
+        spare = np.flatnonzero(~np.isin(data.ids, ready.case.data.ids))
+        draw = np.random.default_rng(derive_seed(ready.request.seed, "trials"))
+        if len(spare) >= FEWEST:
+            held = np.sort(draw.permutation(spare)[:rows])
+            aside = replace(data, x_test=data.x_test[held], y_test=data.y_test[held], ids=np.asarray(data.ids)[held])
+            return cls(ready, threat, _mixed(data, draw), aside, UNAUDITED, watcher)
         count = min(rows, len(data.x_train) // SHARE)
         if count < FEWEST:
             raise BadData(
-                f"Of {len(data.x_train)} training rows {count} could be kept aside to judge trials on, and {FEWEST} are "
-                "needed: give more rows, or name one defence with --with."
+                f"Of {len(data.x_test)} test rows {len(spare)} are not audited, and of {len(data.x_train)} training rows {count} could "
+                f"be kept aside; {FEWEST} are needed to judge trials on: give more rows, or name one defence with --with."
             )
-        order = np.random.default_rng(derive_seed(ready.request.seed, "trials")).permutation(len(data.x_train))
-        held, rest = np.sort(order[:count]), order[count:]  # unsorted: its head is a sample of all
-        learnt = replace(data, x_train=data.x_train[rest], y_train=data.y_train[rest])
-        aside = replace(data, x_test=data.x_train[held], y_test=data.y_train[held], ids=held)
-        return cls(ready, threat, learnt, replace(aside, x_train=learnt.x_train, y_train=learnt.y_train), watcher)
+        order = draw.permutation(len(data.x_train))
+        kept, rest = np.sort(order[:count]), order[count:]
+        aside = replace(data, x_test=data.x_train[kept], y_test=data.y_train[kept], ids=kept)
+        return cls(ready, threat, _rows(data, rest), aside, SEEN, watcher)
 
     def judged(self, target: Target, seconds: float | None) -> Attempt:
         """What the cascade left of a target, on the rows kept aside; None for all the time that it needs."""
@@ -132,10 +143,19 @@ class Bench:
     def _made(self, candidate: Candidate, epochs: int | None, rows: int) -> Target:
         data = self.learnt
         if rows < len(data.x_train):
-            data = replace(data, x_train=data.x_train[:rows], y_train=data.y_train[:rows])
+            data = _rows(data, np.arange(rows))
         method = configure(DEFENCES.load(candidate.id), candidate.set(epochs))
         context = HouseContext.of(self.ready.case, self.threat, self.watcher.step)
         rng = Rng(derive_seed(self.ready.request.seed, "trial", candidate.id))
         with torch.random.fork_rng(devices=[]):
             made = method(self.ready.case.target, data, rng, context)
         return made.target.settled(self.ready.case.domain)
+
+
+def _rows(data: Data, rows: np.ndarray) -> Data:
+    return replace(data, x_train=data.x_train[rows], y_train=data.y_train[rows])
+
+
+def _mixed(data: Data, draw: np.random.Generator) -> Data:
+    """In random order, so that the first rows are a sample of all."""
+    return _rows(data, draw.permutation(len(data.x_train)))

@@ -103,6 +103,8 @@ def _same(bounded: Tensor, answered: Outputs) -> bool:
     """Whether the graph and the target rank the classes alike: the same log-probabilities, to what float32 keeps."""
     if bounded.shape[1] == 1 or answered.kind not in ("logits", "probabilities"):
         # a single score: its sign is the class only where it is a logit
-        return answered.kind == "logits" and torch.allclose(bounded[:, 0].float(), answered.values[:, 1].float(), atol=1e-3)
+        return answered.kind == "logits" and torch.allclose(
+            bounded[:, 0].float(), answered.values[:, 1].float(), atol=1e-3
+        )
     here, there = F.log_softmax(bounded.float(), 1), F.log_softmax(as_logits(answered).float(), 1)
     return torch.allclose(here, there, rtol=1e-3, atol=1e-3)

@@ -253,7 +253,7 @@ class Slice(Frozen):
 
 
 class Trial(Frozen):
-    """One defence tried for a while, judged on training rows kept from it. All rates are in [0, 1]."""
+    """One defence tried for a while, judged on rows kept from it. All rates are in [0, 1]."""
 
     defence: str
     """Its id; empty for the model as it was given."""
@@ -285,6 +285,8 @@ class Choice(Frozen):
     """The attack that judged."""
     rows: int
     """Kept aside to judge on."""
+    source: str
+    """What these rows are, in words."""
     trials: list[Trial]
     curve: Curve
     """Accuracy under attack against accuracy on clean inputs."""
