@@ -51,6 +51,23 @@ def _all(results: Any) -> Tables:
     yield "", list(results.values())
 
 
+def _detectors(results: Any) -> Tables:
+    """A row a detector: its areas under the curve, in brackets those at 5 % false alarms."""
+    for name, part in results.items():
+        rows = []
+        for detector, found in part.items():
+            against = {attack.removeprefix("evasion."): row for attack, row in found["against"].items()}
+            told = {
+                attack: f"{row['auc']['value']:.3f} ({row['tpr_at_fpr_5pct']['value']:.2f})"
+                for attack, row in {**against, "joint": found["joint"]}.items()
+            }
+            alarms = {
+                key: found[key]["value"] for key in ("false_alarms", "false_alarms_noise", "passed") if found.get(key)
+            }
+            rows.append({"detector": detector, **told, **alarms})
+        yield name, sorted(rows, key=lambda row: row["joint"], reverse=True)
+
+
 SECTIONS = (
     Section(
         "cascade",
@@ -131,6 +148,50 @@ SECTIONS = (
         {
             "contender": "", "x_reference": "x reference", "x_reference_cpu": "the same, CPU", "draws_a_row": "draws",
             "median_radius": "median radius",
+        },
+        _one,
+    ),
+    Section(
+        "hardening",
+        "Training against attacks",
+        "`epoch`: one epoch of PGD-7 over the bare passes that it needs. Elsewhere everybody has the same CPU minutes, rows and first weights; "
+        "`robust` is what the cascade leaves at tier `standard`. `certified`: training for proofs.",
+        {
+            "contender": "", "seeds": "seeds", "seconds": "seconds", "x_floor": "x bare passes", "vauban_over_it": "this / it",
+            "minutes": "CPU minutes", "epochs": "epochs", "clean": "clean", "robust": "robust", "certified_error": "certified error",
+            "by_intervals": "proved by intervals",
+        },
+        _plain,
+    ),
+    Section(
+        "robust_trees",
+        "Robust trees",
+        "Boosted trees of equal size, scikit-learn's and ours; robust error is exact, or between bounds where a second a row was not enough.",
+        {
+            "data": "", "radius": "linf", "model": "model", "clean_error": "clean error", "robust_error_least": "robust error, at least",
+            "robust_error_most": "at most", "seconds": "seconds",
+        },
+        _one,
+    ),
+    Section(
+        "detectors",
+        "Detectors",
+        "Area under the curve (and the share found at 5 % false alarms) against attacks that do not know the detector, none of which it learnt "
+        "from, and against an attacker who knows both (`joint`); `passed` is how much of the joint attacker's gets through.",
+        {
+            "detector": "", "fgsm": "FGSM", "pgd": "PGD", "pgd confident": "PGD, confident", "square": "Square",
+            "ddn nearest l2": "DDN, nearest", "joint": "joint", "passed": "passed", "false_alarms": "false alarms",
+            "false_alarms_noise": "on noise",
+        },
+        _detectors,
+    ),
+    Section(
+        "attributions",
+        "Attributions",
+        "Integrated gradients, 50 points, beside Captum's: time over Captum's as it comes, and the largest difference.",
+        {
+            "contender": "", "seconds": "seconds", "x_captum": "x Captum", "x_captum_cpu": "the same, CPU",
+            "against_captum": "difference", "against_float64": "from float64",
         },
         _one,
     ),
