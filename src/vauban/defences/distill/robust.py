@@ -48,8 +48,8 @@ class RobustDistillation(Searching):
         share: weight of the divergence at the worst inputs, above 0 to 1; that at the clean inputs has the rest.
         epochs: passes over the training rows.
         steps: gradient steps of the inner attack, 1 or more.
-        recall: begin it at the change that was found for a row in the epoch before, so that few steps find what many would
-            (Zheng et al. 2020, arXiv:1912.11969).
+        recall: begin it at the change that was found for a row in the epoch before, so that two or three steps, as small as those of
+            seven, find what seven would (Zheng et al. 2020, arXiv:1912.11969).
         batch_size: rows a step.
         rate: first learning rate of Adam.
         weight_decay: L2 penalty on the weights.

@@ -33,8 +33,8 @@ class WeightPerturbation(Searching):
     Args:
         epochs: passes over the training rows.
         steps: gradient steps of the inner attack, 1 or more.
-        recall: begin it at the change that was found for a row in the epoch before, so that few steps find what many would
-            (Zheng et al. 2020, arXiv:1912.11969).
+        recall: begin it at the change that was found for a row in the epoch before, so that two or three steps, as small as those of
+            seven, find what seven would (Zheng et al. 2020, arXiv:1912.11969).
         gamma: how far weights are moved, as a share of their norm, above 0 (0.005 to 0.01 in the paper).
         delay: share of the run before weights are moved, in [0, 1).
         batch_size: rows a step.

@@ -16,6 +16,8 @@ from vauban.parts.training import Batch
 
 RECALL = "recall"
 """Where the last change of every row lies in a training's memory."""
+MENDING = 7
+"""Steps go on from there as small as those of so many."""
 RowLoss = Callable[[Outputs], Tensor]
 """Outputs of a batch -> the loss of each row `[m]`, to be driven up."""
 
@@ -64,7 +66,9 @@ class Inner:
             z = torch.where(kept.isnan(), z, known)
         told = loss or (lambda outputs: row_losses(outputs, batch.y))
         with only_inputs(self.module):
-            z = climbed(self.answer, frame, places, self.space, self.radius, steps, z, told)
+            # what was found before is mended, not left behind in one leap
+            size = 2.5 * self.radius / (max(steps, MENDING) if recall else steps)
+            z = climbed(self.answer, frame, places, self.space, self.radius, steps, size, z, told)
         if recall:
             self._changes(z)[batch.rows.cpu()] = ((z - frame.start) / self.radius).to("cpu", torch.float32)
         return frame.render(z, places)
@@ -104,7 +108,7 @@ def worst_case(
     frame, places = framed(space, x, rows)
     z = space.sample(frame.start, radius, rng, rows)
     told = loss or (lambda outputs: row_losses(outputs, y))
-    return frame.render(climbed(answer, frame, places, space, radius, steps, z, told), places)
+    return frame.render(climbed(answer, frame, places, space, radius, steps, 2.5 * radius / steps, z, told), places)
 
 
 def climbed(
@@ -114,11 +118,12 @@ def climbed(
     space: Continuous,
     radius: float,
     steps: int,
+    size: float,
     z: Tensor,
     told: RowLoss,
 ) -> Tensor:
-    """The point that PGD comes to from `z`, in the coordinates of the frame."""
-    project, size = space.within(frame.start, radius), 2.5 * radius / steps
+    """The point that PGD comes to from `z` by steps of that size, in the coordinates of the frame."""
+    project = space.within(frame.start, radius)
     for _ in range(steps):
         z.requires_grad_()
         loss = told(answer(frame.render(z, places))).sum()

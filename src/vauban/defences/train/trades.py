@@ -33,8 +33,8 @@ class TRADES(Searching):
         epochs: passes over the training rows.
         beta: weight of the divergence, above 0 (6 in the paper's tables, 1 on MNIST).
         steps: gradient steps of the inner attack, 1 or more.
-        recall: begin it at the change that was found for a row in the epoch before, so that few steps find what many would
-            (Zheng et al. 2020, arXiv:1912.11969).
+        recall: begin it at the change that was found for a row in the epoch before, so that two or three steps, as small as those of
+            seven, find what seven would (Zheng et al. 2020, arXiv:1912.11969).
         batch_size: rows a step.
         rate: first learning rate of Adam.
         weight_decay: L2 penalty on the weights.
