@@ -114,11 +114,12 @@ class Trained:
 
 
 STRONG: Mapping[str, Any] = {"average": 0.999, "schedule": "cycle"}
+QUICK: Mapping[str, Any] = {**STRONG, "recall": True, "steps": 2, "search": "bf16"}
 ORDER = {
     "loop": loop,
-    "train.pgd": Trained("train.pgd", STRONG),
-    "train.trades": Trained("train.trades", STRONG),
-    "train.awp": Trained("train.awp", STRONG),
+    "train.pgd": Trained("train.pgd", QUICK),
+    "train.trades": Trained("train.trades", QUICK),
+    "train.awp": Trained("train.awp", QUICK),
     "train.fast": Trained("train.fast", {**STRONG, "validation": 0.0}),
 }
 
@@ -179,9 +180,11 @@ def epoch(seeds: int, rows: int) -> list[dict[str, Any]]:
             loss.backward()
             optimizer.step()
 
-    def mine(seed: int) -> None:
+    def mine(seed: int, search: str = "float32") -> None:
         torch.manual_seed(seed)
-        Trained("train.pgd", {"steps": STEPS, "ramp": 0.0})._run(task, data, models.small_cnn(), 1, seed)
+        Trained("train.pgd", {"steps": STEPS, "ramp": 0.0, "search": search})._run(
+            task, data, models.small_cnn(), 1, seed
+        )
 
     def written(seed: int) -> None:
         torch.manual_seed(seed)
@@ -197,12 +200,14 @@ def epoch(seeds: int, rows: int) -> list[dict[str, Any]]:
         name: lambda seed, make=make: make(x, y, task.radius, STEPS, BATCH, seed)
         for name, make in trainers.PEERS.items()
     }
-    runs = common.race({"bare passes": bare, "vauban": mine, "plain loop": written, **peers}, seeds)
+    ours = {"vauban": mine, "vauban, search in bf16": lambda seed: mine(seed, "bf16")}
+    runs = common.race({"bare passes": bare, **ours, "plain loop": written, **peers}, seeds)
     floor = runs["bare passes"].wall
     return [
         {
             "contender": name, "seconds": common.median(run.wall), "x_floor": common.ratio(run.wall, floor),
-            "vauban_over_it": common.ratio(runs["vauban"].wall, run.wall), "wall": run.wall, "error": run.error,
+            "vauban_over_it": common.ratio(runs["vauban"].wall, run.wall),
+            "bf16_over_it": common.ratio(runs["vauban, search in bf16"].wall, run.wall), "wall": run.wall, "error": run.error,
         }
         for name, run in runs.items()
     ]  # fmt: skip
@@ -272,7 +277,10 @@ def main() -> None:
         if name == "epoch":
             rows = epoch(len(seeds), 4000)
             common.update("hardening", "epoch", rows)
-            print(common.table(rows, ["contender", "seconds", "x_floor", "vauban_over_it", "error"]), flush=True)
+            print(
+                common.table(rows, ["contender", "seconds", "x_floor", "vauban_over_it", "bf16_over_it", "error"]),
+                flush=True,
+            )
             continue
         contenders = CERTIFIED if name == "certified" else TASKS[name].contenders
         for seed in seeds:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import models
+import shims
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +32,7 @@ def art(x: Tensor, y: Tensor, radius: float, steps: int, batch: int, seed: int) 
 
 
 def secml(x: Tensor, y: Tensor, radius: float, steps: int, batch: int, seed: int) -> None:
+    shims.install()
     from secmlt.adv.backends import Backends
     from secmlt.adv.evasion.perturbation_models import LpPerturbationModels
     from secmlt.adv.evasion.pgd import PGD

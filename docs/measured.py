@@ -157,7 +157,7 @@ SECTIONS = (
         "`epoch`: one epoch of PGD-7 over the bare passes that it needs. Elsewhere everybody has the same CPU minutes, rows and first weights; "
         "`robust` is what the cascade leaves at tier `standard`. `certified`: training for proofs.",
         {
-            "contender": "", "seeds": "seeds", "seconds": "seconds", "x_floor": "x bare passes", "vauban_over_it": "this / it",
+            "contender": "", "seeds": "seeds", "seconds": "seconds", "x_floor": "x bare passes", "vauban_over_it": "this / it", "bf16_over_it": "this in bf16 / it",
             "minutes": "CPU minutes", "epochs": "epochs", "clean": "clean", "robust": "robust", "certified_error": "certified error",
             "by_intervals": "proved by intervals",
         },

@@ -115,6 +115,16 @@ def test_a_change_is_gone_on_from_in_the_next_epoch_and_grows_with_the_radius() 
     assert float((elsewhere - first).abs().max()) > EPS
 
 
+def test_the_attack_alone_may_be_made_in_bf16() -> None:
+    """A linear model's worst corners are the same; the loss there, and its slope, are those of float32."""
+    loss, slope = descended(PGDTraining(steps=5, ramp=0.0), linear())
+    coarse, coarse_slope = descended(PGDTraining(steps=5, ramp=0.0, search="bf16"), linear())
+    assert coarse == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(coarse_slope, slope)
+    with pytest.raises(ValueError, match="precision is one of"):
+        PGDTraining(search="half")  # type: ignore[arg-type]
+
+
 def test_mart_is_its_formula_at_the_worst_inputs() -> None:
     net = linear()
     clean, low = margins(net)

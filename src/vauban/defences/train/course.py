@@ -153,15 +153,17 @@ class Searching(AdversarialTraining):
 
     steps: int = 7
     recall: bool = False
+    search: Precision = "float32"
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        Course(precision=self.search)  # says what is wrong
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
 
     def worst(self, inner: Inner, batch: Batch, loss: RowLoss | None = None) -> Tensor:
         """The inputs that this attack finds."""
-        return inner.worst(batch, self.steps, loss, self.recall)
+        return inner.worst(batch, self.steps, loss, self.recall, self.search)
 
 
 PLAIN = (

@@ -12,7 +12,8 @@ from vauban.core.rng import Rng
 from vauban.core.space import Continuous, Frame
 from vauban.core.target import Outputs
 from vauban.defences.common import TorchModel, only_inputs, row_losses
-from vauban.parts.training import Batch
+from vauban.parts.descent import casting
+from vauban.parts.training import Batch, Precision
 
 RECALL = "recall"
 """Where the last change of every row lies in a training's memory."""
@@ -55,9 +56,16 @@ class Inner:
         first, second = outputs.values.chunk(2)
         return replace(outputs, values=first), replace(outputs, values=second)
 
-    def worst(self, batch: Batch, steps: int, loss: RowLoss | None = None, recall: bool = False) -> Tensor:
+    def worst(
+        self,
+        batch: Batch,
+        steps: int,
+        loss: RowLoss | None = None,
+        recall: bool = False,
+        search: Precision = "float32",
+    ) -> Tensor:
         """`worst_case` for a batch; the model is in evaluation mode meanwhile. `recall`: it begins at the change that was found for
-        a row when it was last trained on, in radii of then."""
+        a row when it was last trained on, in radii of then. `search`: precision of its passes."""
         frame, places = self.frame(batch)
         z = self.space.sample(frame.start, self.radius, self.rng, batch.rows)
         if recall:
@@ -65,7 +73,7 @@ class Inner:
             known = self.space.within(frame.start, self.radius)(frame.start + self.radius * kept)
             z = torch.where(kept.isnan(), z, known)
         told = loss or (lambda outputs: row_losses(outputs, batch.y))
-        with only_inputs(self.module):
+        with only_inputs(self.module), casting(search, z.device)():
             # what was found before is mended, not left behind in one leap
             size = 2.5 * self.radius / (max(steps, MENDING) if recall else steps)
             z = climbed(self.answer, frame, places, self.space, self.radius, steps, size, z, told)

@@ -48,6 +48,7 @@ class SeveralNorms(Searching):
         validation: share of the training rows that are kept aside; the epoch that holds best, each row against every threat, is the result.
         patience: epochs without a better one after which training ends; 0 for never.
         accumulate: parts in which the gradient of a batch is summed up, to save memory; the step is that of the whole batch.
+        search: precision of the inner attack, `float32` or `bf16`, which takes half the time on processors that have it.
         precision: of the passes, `float32` or `bf16`, which is faster on GPUs that have it; weights stay in float32.
         from_scratch: start from fresh weights.
     """
@@ -108,7 +109,7 @@ class SeveralNorms(Searching):
         rooms = self._rooms(inner, self.grown(batch))
         if self.way == "random":
             rooms = [rooms[int(inner.rng.numpy("norm").integers(len(rooms)))]]
-        tried = [room.worst(batch, self.steps) for room in rooms]
+        tried = [room.worst(batch, self.steps, search=self.search) for room in rooms]
         if self.way == "mean":
             return torch.stack([row_losses(inner.answer(z), batch.y).mean() for z in tried]).mean()
         return row_losses(inner.answer(_worst(inner, batch, tried)), batch.y).mean()

@@ -46,6 +46,7 @@ class PGDTraining(Searching):
         validation: share of the training rows that are kept aside; the epoch that is most robust on them is the result.
         patience: epochs without a better one after which training ends; 0 for never.
         accumulate: parts in which the gradient of a batch is summed up, to save memory; the step is that of the whole batch.
+        search: precision of the inner attack, `float32` or `bf16`, which takes half the time on processors that have it.
         precision: of the passes, `float32` or `bf16`, which is faster on GPUs that have it; weights stay in float32.
         from_scratch: start from fresh weights.
     """
