@@ -7,6 +7,7 @@ really there is left alone.
 
 from __future__ import annotations
 
+import importlib.machinery
 import importlib.util
 import sys
 import types
@@ -29,6 +30,7 @@ def install() -> None:
             continue
         parent = sys.modules[package] = _Empty(package)
         parent.__path__ = []
+        parent.__spec__ = importlib.machinery.ModuleSpec(package, None)  # some ask whether a package is there
         for child in children:
             module = sys.modules[f"{package}.{child}"] = _Empty(f"{package}.{child}")
             setattr(parent, child, module)
