@@ -17,7 +17,7 @@ from vauban.audits.compare import paired
 from vauban.audits.progress import Watcher
 from vauban.audits.runner import Ready
 from vauban.audits.store import guarded, write_whole
-from vauban.audits.trials import GIVEN, JUDGE, TIER, Bench, Candidate
+from vauban.audits.trials import GIVEN, JUDGE, SOURCES, TIER, Bench, Candidate
 from vauban.core.registry import Catalogue
 from vauban.core.target import Target
 from vauban.defences.catalog import DEFENCES
@@ -199,7 +199,10 @@ class _Contest:
             defence=best.defence,
             settings=settings,
             runner_up=second.defence if second else "",
-            reasons=[*_why(best, second, base, self.how, self.bench.source), *self._better(best, winner, settings)],
+            reasons=[
+                *_why(best, second, base, self.how, SOURCES[self.bench.source]),
+                *self._better(best, winner, settings),
+            ],
             judge=f"{JUDGE} ({TIER})",
             rows=len(self.bench.held.x_test),
             source=self.bench.source,

@@ -23,15 +23,18 @@ from vauban.engine.case import Check
 from vauban.engine.context import HouseContext
 from vauban.engine.execute import execute
 from vauban.schema.errors import BadData, NotOffered
-from vauban.schema.log import Attempt, Trial
+from vauban.schema.log import Attempt, JudgedOn, Trial
 from vauban.schema.threat import ThreatModel
 
 JUDGE = "evasion.cascade"
 TIER = "screen"
 GIVEN = ""
 """The id of the model as it was given, among the trials."""
-UNAUDITED = "test rows that are not audited"
-SEEN = "training rows kept from the trials, which the model as it was given has seen"
+SOURCES: Mapping[JudgedOn, str] = {
+    "unaudited": "test rows that are not audited",
+    "known": "training rows kept from the trials, which the model as it was given has seen",
+}
+"""What rows are judged on, in words."""
 FEWEST = 20
 """Rows that must be kept aside."""
 SHARE = 5
@@ -76,8 +79,8 @@ class Bench:
     learnt: Data
     held: Data
     """Its test rows are those that trials are judged on."""
-    source: str
-    """What these rows are, in words."""
+    source: JudgedOn
+    """What these rows are: a key of SOURCES."""
     watcher: Watcher
 
     @classmethod
@@ -92,7 +95,7 @@ class Bench:
         if len(spare) >= FEWEST:
             held = np.sort(draw.permutation(spare)[:rows])
             aside = replace(data, x_test=data.x_test[held], y_test=data.y_test[held], ids=np.asarray(data.ids)[held])
-            return cls(ready, threat, _mixed(data, draw), aside, UNAUDITED, watcher)
+            return cls(ready, threat, _mixed(data, draw), aside, "unaudited", watcher)
         count = min(rows, len(data.x_train) // SHARE)
         if count < FEWEST:
             raise BadData(
@@ -102,7 +105,7 @@ class Bench:
         order = draw.permutation(len(data.x_train))
         kept, rest = np.sort(order[:count]), order[count:]
         aside = replace(data, x_test=data.x_train[kept], y_test=data.y_train[kept], ids=kept)
-        return cls(ready, threat, _rows(data, rest), aside, SEEN, watcher)
+        return cls(ready, threat, _rows(data, rest), aside, "known", watcher)
 
     def judged(self, target: Target, seconds: float | None) -> Attempt:
         """What the cascade left of a target, on the rows kept aside; None for all the time that it needs."""

@@ -252,6 +252,9 @@ class Slice(Frozen):
     high: float
 
 
+JudgedOn = Literal["unaudited", "known"]
+
+
 class Trial(Frozen):
     """One defence tried for a while, judged on rows kept from it. All rates are in [0, 1]."""
 
@@ -285,8 +288,8 @@ class Choice(Frozen):
     """The attack that judged."""
     rows: int
     """Kept aside to judge on."""
-    source: str
-    """What these rows are, in words."""
+    source: JudgedOn
+    """What these rows are: test rows that are not audited, or training rows that the model as it was given knows."""
     trials: list[Trial]
     curve: Curve
     """Accuracy under attack against accuracy on clean inputs."""
