@@ -5,6 +5,7 @@ A defence is played on a small convolutional network unless it has a row in `STA
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,19 @@ from vauban.core.target import Domain, EstimatorBacked, TorchBacked
 from vauban.schema.access import Access
 from vauban.targets.load import target as load
 from vauban.targets.torch import TorchTarget, Training
+
+
+class Memory:
+    """A store that keeps copies."""
+
+    def __init__(self) -> None:
+        self.kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+
+    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        self.kept = {k: v.clone() for k, v in tensors.items()}, copy.deepcopy(dict(facts))
+
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        return self.kept
 
 
 def pictures() -> Data:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 import torch
+from stages import Memory
 from torch import Tensor, nn
 
 from vauban.core.crew import ALONE
@@ -51,17 +51,6 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-class Memory:
-    def __init__(self) -> None:
-        self.kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self.kept = {k: v.clone() for k, v in tensors.items()}, copy.deepcopy(dict(facts))
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        return self.kept
 
 
 @dataclass

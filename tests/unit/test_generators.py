@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import ks_2samp
+from stages import Memory
 from torch import Tensor, nn
 
 from vauban.core.crew import ALONE
@@ -34,19 +33,6 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-class Memory:
-    """A store that keeps copies."""
-
-    def __init__(self) -> None:
-        self.kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self.kept = {k: v.clone() for k, v in tensors.items()}, copy.deepcopy(dict(facts))
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        return self.kept
 
 
 def blobs(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
+from stages import Memory
 from torch import Tensor, nn
 
 from vauban.parts.training import RATES, Batch, Course, Trained, plain_step, task_loss, train
-
-
-class Memory:
-    """A store that keeps copies."""
-
-    def __init__(self) -> None:
-        self.kept: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-
-    def save(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        self.kept = {k: v.clone() for k, v in tensors.items()}, copy.deepcopy(dict(facts))
-
-    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        return self.kept
 
 
 def network() -> nn.Module:

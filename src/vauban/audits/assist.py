@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vauban.audits.choose import AUTO
+from vauban.audits.choose import AUTO, one_process
 from vauban.audits.harden import begun, defended, restore
 from vauban.audits.plan import Request
 from vauban.core.crew import Crew
 from vauban.core.target import Target
 from vauban.engine.context import HouseContext
-from vauban.schema.errors import BadOption
 
 
 def assist(request: Request, defence: str, crew: Crew) -> Target:
@@ -20,9 +19,7 @@ def assist(request: Request, defence: str, crew: Crew) -> Target:
     them.
     """
     if defence == AUTO:
-        raise BadOption(
-            f"{AUTO} makes its trials in one process, and there are {crew.size}: start one, or name a defence."
-        )
+        one_process(crew)
     method, ready, threat = begun(request, defence)
     state: dict[str, Tensor] | None = crew.same(dict)  # what the first process found saved; None where it trains
     if state is not None:

@@ -18,6 +18,7 @@ from vauban.audits.progress import Watcher
 from vauban.audits.runner import Ready
 from vauban.audits.store import guarded, write_whole
 from vauban.audits.trials import GIVEN, JUDGE, SOURCES, TIER, Bench, Candidate
+from vauban.core.crew import Crew
 from vauban.core.registry import Catalogue
 from vauban.core.target import Target
 from vauban.defences.catalog import DEFENCES
@@ -133,6 +134,14 @@ def choose(how: Auto, ready: Ready, threat: ThreatModel, folder: Path, watcher: 
     made = contest.run(candidates, ready.case.target)
     record.close(made)
     return made
+
+
+def one_process(crew: Crew) -> None:
+    """Raises BadOption where several processes were started to make a choice."""
+    if crew.size > 1:
+        raise BadOption(
+            f"{AUTO} makes its trials in one process, and there are {crew.size}: start one, or name a defence."
+        )
 
 
 class _Record:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from vauban.audits.compare import paired
 from vauban.audits.runner import Ready
 from vauban.core.target import Domain, Target
+from vauban.engine.batching import answers
 from vauban.rules.evasion.union import union, with_outcomes
 from vauban.schema.log import Attempt, AuditLog, Slice
 
@@ -91,8 +91,7 @@ def old_examples(before: AuditLog, after: AuditLog, folder: Path, target: Target
         if found is None:
             continue
         rows, x = found
-        with torch.no_grad():
-            labels = torch.cat([target.forward(part).labels.cpu() for part in x.split(512)])
+        labels = answers(target, x).labels.cpu()
         refusal = target.domain.refusal
         wrong = (labels != y[rows]) & (labels != (-1 if refusal is None else refusal))
         tried |= set(rows.tolist())

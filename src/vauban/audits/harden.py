@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from vauban.audits.choose import AUTO, Auto, choose, spent
+from vauban.audits.choose import AUTO, Auto, choose, one_process, spent
 from vauban.audits.compare import compare
 from vauban.audits.effects import old_examples, slices, told
 from vauban.audits.fitting import instead, unusable
@@ -45,9 +45,10 @@ from vauban.core.registry import configure
 from vauban.core.rng import Rng, derive_seed
 from vauban.core.target import Target
 from vauban.defences.catalog import DEFENCES
+from vauban.engine.batching import answers
 from vauban.engine.context import HouseContext
 from vauban.schema.cards import DefenceCard
-from vauban.schema.errors import BadOption, CorruptFile, NotOffered, RunFolder
+from vauban.schema.errors import CorruptFile, NotOffered, RunFolder
 from vauban.schema.log import AuditLog, Choice, Comparison, Curve
 from vauban.schema.threat import ThreatModel
 
@@ -145,10 +146,7 @@ def _harden(request: Request, defence: str, folder: Path, watcher: Watcher, crew
 
 def _chosen(request: Request, folder: Path, watcher: Watcher, crew: Crew) -> tuple[Choice, Request, dict[str, Any]]:
     """The choice made by experiment, the request as if it had been named, and what the folder is marked with."""
-    if crew.size > 1:
-        raise BadOption(
-            f"{AUTO} makes its trials in one process, and there are {crew.size}: start one, or name a defence."
-        )
+    one_process(crew)
     asked = dict(request.settings.get(AUTO, {}))
     how = configure(Auto, asked)
     ready = prepare(replace(request, settings={k: v for k, v in request.settings.items() if k != AUTO}))
@@ -309,8 +307,7 @@ def _answers(before: Ready, after: Ready) -> dict[str, float]:
     x, y = before.case.data.x_test, before.case.data.y_test
     found = {}
     for when, ready in (("before", before), ("after", after)):
-        with torch.no_grad():
-            labels = torch.cat([ready.case.target.forward(part).labels for part in x.split(512)])
+        labels = answers(ready.case.target, x).labels
         regression = ready.case.domain.task == "regression"
         error = (labels - y.to(labels.dtype)).square() if regression else (labels == y)
         if (refusal := ready.case.domain.refusal) is not None:

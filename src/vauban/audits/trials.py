@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from vauban.audits.fitting import unusable
 from vauban.audits.progress import Watcher
@@ -150,8 +149,7 @@ class Bench:
         method = configure(DEFENCES.load(candidate.id), candidate.set(epochs))
         context = HouseContext.of(self.ready.case, self.threat, self.watcher.step)
         rng = Rng(derive_seed(self.ready.request.seed, "trial", candidate.id))
-        with torch.random.fork_rng(devices=[]):
-            made = method(self.ready.case.target, data, rng, context)
+        made = method(self.ready.case.target, data, rng, context)
         return made.target.settled(self.ready.case.domain)
 
 

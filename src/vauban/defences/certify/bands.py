@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +13,20 @@ from vauban.core.data import Data
 from vauban.core.defence import Context, Hardened
 from vauban.core.rng import Rng
 from vauban.core.target import Target
-from vauban.defences.certify.voting import Voting, reader
+from vauban.defences.certify.voting import Voting, VotingTarget, reader
 from vauban.defences.common import (
-    Defended,
     Reader,
     Redone,
     TorchModel,
     around,
     loaded,
     placement,
+    row_losses,
     torch_backed,
     training_rows,
 )
 from vauban.defences.preprocess.front import need_pictures
-from vauban.parts.training import Batch, fit, task_loss
+from vauban.parts.training import Batch, fit
 from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard, Source
 from vauban.schema.errors import NotOffered
@@ -125,8 +125,7 @@ class BandSmoothing:
         def step(module: nn.Module, batch: Batch) -> Tensor:
             starts = torch.randint(wide, (len(batch.x),), device="cpu").to(device)
             outputs = model.read(module(banded(batch.x.to(device), blank, starts, self.band)))
-            logits = outputs.values.clamp_min(1e-7).log() if outputs.kind == "probabilities" else outputs.values
-            return task_loss(logits, batch.y.to(device))
+            return row_losses(outputs, batch.y.to(device)).mean()
 
         module = fit(
             model.clone(), x, y, seed=seed, epochs=self.epochs, batch_size=self.batch_size, rate=self.rate,
@@ -184,19 +183,8 @@ class Banded(Voting):
 
 
 @dataclass(frozen=True, eq=False)
-class BandedTarget(Defended):
+class BandedTarget(VotingTarget):
     """A target that votes; `certify` proves for each input whether a patch can turn the vote."""
-
-    @property
-    def base(self) -> TorchModel:
-        """The model that votes."""
-        return around(self.inner, cast(Banded, self.module).model, "")
-
-    def forward_features(self, x: Tensor) -> tuple[Any, Tensor]:
-        """The vote, and the base model's features averaged over the bands."""
-        voting, base = cast(Banded, self.module), cast(Any, self.base)
-        total = sum(base.forward_features(voting.copy(x, k))[1] for k in range(voting.copies))
-        return self.forward(x), cast(Tensor, total) / voting.copies
 
     def certify(self, x: Tensor, patch: int) -> Tensor:
         """bool `[n]`: no change within `patch` adjacent columns (these may go on at the other edge) turns the answer."""

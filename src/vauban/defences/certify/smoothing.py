@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from vauban.core.data import Data
 from vauban.core.defence import Context, Hardened
 from vauban.core.rng import Rng
-from vauban.core.target import Outputs, Recipe, Target
-from vauban.defences.certify.voting import Voting, reader
+from vauban.core.target import Recipe, Target
+from vauban.defences.certify.voting import Voting, VotingTarget, reader
 from vauban.defences.common import (
-    Defended,
     Reader,
     Redone,
     TorchModel,
@@ -183,22 +182,10 @@ class Smoothed(Voting):
 
 
 @dataclass(frozen=True, eq=False)
-class SmoothedTarget(Defended):
+class SmoothedTarget(VotingTarget):
     """A target that votes; `certify` proves for each input how far it may be moved."""
 
     sigma: float = 0.25
-
-    @property
-    def base(self) -> TorchModel:
-        """The model that votes, without noise."""
-        return around(self.inner, cast(Smoothed, self.module).model, "")
-
-    def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
-        """The vote, and the base model's features averaged over the noise."""
-        noise = cast(Smoothed, self.module).noise.to(x)
-        base: Any = self.base
-        total = sum(base.forward_features(x + pattern)[1] for pattern in noise)
-        return self.forward(x), cast(Tensor, total) / len(noise)
 
     def certify(self, x: Tensor, rng: Rng, **settings: Any) -> Certificates:
         """Class and l2 radius of every row of `x` `[n, ...]`; `settings` are those of `parts.smoothing.Smoothing`."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vauban.defences.common import Reader, TorchModel
+from vauban.core.target import Outputs
+from vauban.defences.common import Defended, Reader, TorchModel, around
 
 
 class Voting(nn.Module):
@@ -60,6 +63,22 @@ class Voting(nn.Module):
         # in float64, whose last bits do not depend on a row's place in the batch once they are rounded away
         values = outputs.values.double()
         return values.clamp_min(1e-12).log() if outputs.kind == "probabilities" else values.log_softmax(1)
+
+
+@dataclass(frozen=True, eq=False)
+class VotingTarget(Defended):
+    """A target that votes."""
+
+    @property
+    def base(self) -> TorchModel:
+        """The model that votes, asked once."""
+        return around(self.inner, cast(Voting, self.module).model, "")
+
+    def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
+        """The vote, and the base model's features averaged over the copies."""
+        voting, base = cast(Voting, self.module), cast(Any, self.base)
+        total = sum(base.forward_features(voting.copy(x, k))[1] for k in range(voting.copies))
+        return self.forward(x), cast(Tensor, total) / voting.copies
 
 
 def counted(logs: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from vauban.defences.common import TorchModel
 from vauban.defences.detect.view import Detector, View
 from vauban.defences.detect.watch import JOINT, Watch
 from vauban.defences.preprocess.front import Through, sides
-from vauban.defences.preprocess.squeeze import Squeezer
+from vauban.defences.preprocess.squeeze import Squeezer, check
 from vauban.schema.cards import DefenceCard, Source
 from vauban.schema.errors import NotOffered
 
@@ -68,12 +68,7 @@ class SqueezingDetector(Watch):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.bits <= 8:
-            raise ValueError(f"bits must be 1 to 8 (or 0 for none), got {self.bits}")
-        if self.median < 0 or self.median == 1:
-            raise ValueError(f"median is the side of a window, 2 or more (or 0 for none), got {self.median}")
-        if not self.bits and not self.median:
-            raise ValueError("bits and median are both 0: nothing would be squeezed")
+        check(self.bits, self.median)
 
     def detector(self, model: TorchModel, data: Data) -> Detector:
         pictures = len(data.shape) >= 2 and min(data.shape[-2:]) >= max(self.median, 1)

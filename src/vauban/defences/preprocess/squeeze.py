@@ -62,12 +62,7 @@ class Squeeze(Preprocessing):
     median: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.bits <= 8:
-            raise ValueError(f"bits must be 1 to 8 (or 0 for none), got {self.bits}")
-        if self.median < 0 or self.median == 1:
-            raise ValueError(f"median is the side of a window, 2 or more (or 0 for none), got {self.median}")
-        if not self.bits and not self.median:
-            raise ValueError("bits and median are both 0: nothing would be squeezed")
+        check(self.bits, self.median)
 
     def cleanser(self, model: TorchModel, data: Data, rng: Rng, context: Context) -> nn.Module:
         """Rounds, then takes medians."""
@@ -85,6 +80,16 @@ class Squeeze(Preprocessing):
 
     def facts(self) -> dict[str, Any]:
         return {"bits": self.bits, "median": self.median, "levels": 2**self.bits if self.bits else None}
+
+
+def check(bits: int, median: int) -> None:
+    """Raises ValueError for settings of a squeezer that make no sense."""
+    if not 0 <= bits <= 8:
+        raise ValueError(f"bits must be 1 to 8 (or 0 for none), got {bits}")
+    if median < 0 or median == 1:
+        raise ValueError(f"median is the side of a window, 2 or more (or 0 for none), got {median}")
+    if not bits and not median:
+        raise ValueError("bits and median are both 0: nothing would be squeezed")
 
 
 class Squeezer(nn.Module):

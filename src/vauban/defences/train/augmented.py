@@ -29,7 +29,7 @@ class Augmented(Searching):
     def attacked(self, inner: Inner, batch: Batch, loss: RowLoss | None = None) -> Tensor:
         """The mean loss of a batch, of its labels unless given: at its worst inputs if `adversarial`, as it is otherwise."""
         told = loss or (lambda outputs: row_losses(outputs, batch.y))
-        z = inner.worst(batch, self.steps, told, search=self.search) if self.adversarial else batch.x
+        z = self.worst(inner, batch, told) if self.adversarial else batch.x
         return told(inner.answer(z)).mean()
 
     def facts(self) -> dict[str, Any]:

@@ -98,7 +98,7 @@ class IBPTraining(AdversarialTraining):
     def judged(self, inner: Inner, batch: Batch) -> Tensor:
         """1 where the label is proved."""
         with only_inputs(inner.module), torch.no_grad():
-            gaps = IBPTraining.gaps(self, inner, batch, inner.radius)
+            gaps = lowest_gaps(self.bounded(inner, batch, inner.radius), batch.y)
         others = gaps.masked_fill(F.one_hot(batch.y, gaps.shape[1]).bool(), torch.inf)
         return (others.amin(1) > 0).double()
 

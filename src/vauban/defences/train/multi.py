@@ -109,7 +109,7 @@ class SeveralNorms(Searching):
         rooms = self._rooms(inner, self.grown(batch))
         if self.way == "random":
             rooms = [rooms[int(inner.rng.numpy("norm").integers(len(rooms)))]]
-        tried = [room.worst(batch, self.steps, search=self.search) for room in rooms]
+        tried = [self.worst(room, batch) for room in rooms]
         if self.way == "mean":
             return torch.stack([row_losses(inner.answer(z), batch.y).mean() for z in tried]).mean()
         return row_losses(inner.answer(_worst(inner, batch, tried)), batch.y).mean()
