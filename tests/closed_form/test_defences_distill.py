@@ -94,7 +94,7 @@ def test_the_loss_is_the_divergence_from_the_teacher_clean_and_at_the_worst_inpu
 
 
 def test_a_given_teacher_is_learnt_from_and_left_as_it_was() -> None:
-    teacher = target(7).module
+    teacher = target(7).module.train()
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     how = RobustDistillation(teacher=teacher, epochs=150, steps=2, rate=2e-2, batch_size=40, ramp=0.0)
     made = how(target(), data(), Rng(0), Context(radius=1e-3))
@@ -102,6 +102,7 @@ def test_a_given_teacher_is_learnt_from_and_left_as_it_was() -> None:
         mine, theirs = made.target.forward(data().x_test).values.softmax(1), teacher(data().x_test).softmax(1)
     assert float((mine - theirs).abs().max()) < 0.05
     assert all(torch.equal(v, before[k]) for k, v in teacher.state_dict().items())
+    assert all(part.training for part in teacher.modules())
     assert made.facts["teacher"] == "a module"
 
 

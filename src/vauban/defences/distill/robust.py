@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
@@ -111,7 +112,7 @@ class RobustDistillation(Searching):
     def _teacher(self, drill: Drill, data: Data, context: Context) -> TorchModel:
         model = drill.target
         if isinstance(self.teacher, nn.Module):
-            return around(model, self.teacher.eval().to(placement(model.module)[0]), "+teacher")
+            return around(model, copy.deepcopy(self.teacher).eval().to(placement(model.module)[0]), "+teacher")
         settings = {"epochs": self.teaching, "batch_size": self.batch_size, "from_scratch": self.from_scratch}
         method = configure(DEFENCES.load(self.teacher), settings)
         made = method(model, data, drill.rng.child("teacher"), _Teaching(context)).target
