@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vauban.core.target import Domain
 from vauban.parts.layout import memory_format
 from vauban.targets.torch import TorchTarget
 
@@ -88,3 +89,13 @@ def test_a_single_channel_counts_too() -> None:
     module[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].stride()))
     TorchTarget(module=module).forward(torch.rand(4, 1, 6, 6))
     assert seen[-1] == (36, 1, 6, 1)
+
+
+def test_the_order_of_memory_is_found_in_evaluation_mode() -> None:
+    """The first answer of a module in training mode is no step of its batch norm."""
+    module = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 3)).train()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    target = TorchTarget(module, domain=Domain(task="classification"))
+    target.forward(torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert module[1].training

@@ -13,7 +13,7 @@ def memory_format(module: nn.Module, x: Tensor) -> torch.memory_format:
 
     Convolutions and pooling take about a quarter less time so (bench/oracle.py measures it), and the weights stay as
     they are. A module may depend on the order of memory (a `view` that joins axes raises), so one row is tried in both
-    orders: answers and gradients must agree but for rounding. `x`: inputs `[n, channels, height, width]`; the global
+    orders: answers and gradients must agree but for rounding. The module is in evaluation mode; `x`: inputs `[n, channels, height, width]`; the global
     random state is left as found.
     """
     plain = torch.preserve_format

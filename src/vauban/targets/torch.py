@@ -154,11 +154,10 @@ class TorchTarget:
 
     def forward(self, x: Tensor) -> Outputs:
         device, dtype = placement(self.module)
-        given = self._ordered(x.to(device, dtype))
-        # a layer that works in place (nn.ReLU(inplace=True) first of all) must not reach the caller's inputs
-        given = given.clone() if given is x else given
-        with evaluating(self.module):
-            raw = self.module(given)
+        with evaluating(self.module):  # the order of memory is found by asking the module, too
+            given = self._ordered(x.to(device, dtype))
+            # a layer that works in place (nn.ReLU(inplace=True) first of all) must not reach the caller's inputs
+            raw = self.module(given.clone() if given is x else given)
         outputs = self.read(raw)
         if len(outputs.values) != len(x):
             raise BadTarget(

@@ -217,7 +217,7 @@ class Drill:
             self.how.prepare(self, x[self.taught], y[self.taught], data, context)
         # convolutions are faster in this order, and the weights are the same
         if x.dim() == 4:
-            self.order = memory_format(module, x[:1].to(placement(module)[0]))
+            self.order = memory_format(module.eval(), x[:1].to(placement(module)[0]))
         if self.order == torch.channels_last:
             _laid(module, torch.channels_last)
         name = self.how.card.name.lower()
