@@ -26,8 +26,9 @@ from vauban.defences.detect.mahalanobis import Mahalanobis, projection
 from vauban.defences.detect.reconstruction import Reconstruction
 from vauban.defences.detect.view import View
 from vauban.defences.detect.watch import Unheard, raised
-from vauban.defences.detect.watched import WatchedTarget, refusing
+from vauban.defences.detect.watched import WatchedTarget
 from vauban.defences.preprocess.squeeze import Squeezer
+from vauban.defences.refusal import refusing
 from vauban.parts.losses import margin
 from vauban.schema.errors import BadData, NotOffered
 from vauban.targets.torch import TorchTarget

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from vauban.core.crew import ALONE
@@ -134,3 +135,43 @@ def test_copies_of_the_module_share_the_reader_and_not_the_target() -> None:
     copy = made.clone()
     assert copy.read is made.module.read
     assert copy.model is not made.module.model
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_a_vote_that_shows_too_little_is_refused(softmax: bool) -> None:
+    """As the two-sided binomial test of the first two classes says, for every vote."""
+    target = network(softmax)
+    x = 2 * torch.randn(300, 4, generator=torch.Generator().manual_seed(3))
+    plain, made = smoothed(target, draws=20), smoothed(target, draws=20, abstain=0.01)
+    assert torch.equal(plain.module.noise, made.module.noise)
+    first, second = plain.module.counts(x).topk(2, 1).values.T.tolist()
+    shown = [binomtest(a, a + b, 0.5).pvalue <= 0.01 for a, b in zip(first, second, strict=True)]
+    refuses = torch.tensor(shown).logical_not()
+    assert 20 < int(refuses.sum()) < 280
+    assert made.domain.classes == 4
+    assert made.domain.refusal == 3
+    answers = made.forward(x)
+    assert torch.equal(answers.labels == 3, refuses)
+    assert torch.equal(answers.labels[~refuses], plain.forward(x).labels[~refuses])
+    torch.testing.assert_close(
+        made.certify(x[:3], Rng(0, 3), n=200).radius, plain.certify(x[:3], Rng(0, 3), n=200).radius
+    )
+
+
+def test_an_attacker_sees_how_to_leave_the_refusal() -> None:
+    made = smoothed(network(), draws=20, abstain=0.01)
+    x = 2 * torch.randn(300, 4, generator=torch.Generator().manual_seed(3))
+    z = x[made.forward(x).labels == 3][:20].requires_grad_(True)
+    values = made.forward(z).values
+    (g,) = torch.autograd.grad((values[:, 3] - values[:, :3].amax(1)).sum(), z)
+    assert bool((g.flatten(1).norm(dim=1) > 0).all())
+    with torch.no_grad():
+        moved = z - 0.3 * g / g.norm(dim=1, keepdim=True)
+        assert int((made.forward(moved).labels != 3).sum()) > 10
+
+
+def test_votes_that_can_show_nothing_are_said_to_be_too_few() -> None:
+    with pytest.raises(ValueError, match="would refuse every input, for 5 votes"):
+        RandomisedSmoothing(draws=5, abstain=0.001)
+    with pytest.raises(ValueError, match="probability from 0"):
+        RandomisedSmoothing(abstain=1.0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vauban.core.data import Data
-from vauban.core.target import Domain, OutputKind, Outputs, Portable, Recipe, Target, TorchBacked
+from vauban.core.target import Domain, Outputs, Portable, Recipe, Target, TorchBacked
 from vauban.parts.losses import cross_entropy
 from vauban.parts.training import reset
 from vauban.schema.access import Access
@@ -182,10 +182,16 @@ class Defended:
 
 
 class Reader:
-    """How a target reads what its module returns; shared by copies of the module, which must not copy a target."""
+    """How a target reads what its module returns, for inputs like `x` `[n, ...]`: the `kind` of it, and how many `classes`.
 
-    def __init__(self, model: TorchModel, kind: OutputKind) -> None:
-        self.target, self.kind = around(model, nn.Identity(), ""), kind
+    Shared by copies of the module, which must not copy a target.
+    """
+
+    def __init__(self, model: TorchModel, x: Tensor) -> None:
+        with torch.no_grad():
+            outputs = model.forward(x)
+        self.target = around(model, nn.Identity(), "")
+        self.kind, self.classes = outputs.kind, outputs.values.shape[1]
 
     def __call__(self, raw: object) -> Outputs:
         return self.target.read(raw)

@@ -13,7 +13,7 @@ from vauban.core.data import Data
 from vauban.core.defence import Context, Hardened
 from vauban.core.rng import Rng
 from vauban.core.target import Target
-from vauban.defences.certify.voting import Voting, VotingTarget, reader
+from vauban.defences.certify.voting import Voting, VotingTarget
 from vauban.defences.common import (
     Reader,
     Redone,
@@ -135,7 +135,7 @@ class BandSmoothing:
 
     def _around(self, made: TorchModel, given: TorchModel, blank: Tensor) -> BandedTarget:
         def voting(model: TorchModel, blank: Tensor) -> BandedTarget:
-            module = Banded(model.clone(), blank, self.band, reader(model, blank[None])).eval()
+            module = Banded(model.clone(), blank, self.band, Reader(model, blank[None])).eval()
             return BandedTarget(around(model, module, "+certify.bands"), None)
 
         plain = given.recipe

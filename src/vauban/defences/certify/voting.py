@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vauban.core.target import Outputs
-from vauban.defences.common import Defended, Reader, TorchModel, around
+from vauban.core.target import OutputKind, Outputs
+from vauban.defences.common import Reader, TorchModel, around
+from vauban.defences.refusal import RefusingTarget
 
 
 class Voting(nn.Module):
@@ -36,27 +37,20 @@ class Voting(nn.Module):
         """Number `k` of the copies of `x` `[n, ...]`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        logs = torch.stack([self._logs(x, k) for k in range(self.copies)])
-        mean = logs.logsumexp(0) - math.log(len(logs))
-        soft = mean.exp()
-        counts = counted(logs.detach()).to(mean)
-        mixed = (counts + soft.detach()) / (len(logs) + 1)
-        kept = mixed if self.read.kind == "probabilities" else mixed.log()
-        slope = soft if self.read.kind == "probabilities" else mean
-        return (kept + (slope - slope.detach())).to(x.dtype)
+        return shares(self.logs(x), self.read.kind).to(x.dtype)
 
     def counts(self, x: Tensor) -> Tensor:
         """Votes of each class `[n, classes]`, int64."""
         with torch.no_grad():
-            return counted(torch.stack([self._logs(x, k) for k in range(self.copies)]))
+            return counted(self.logs(x))
 
-    def _logs(self, x: Tensor, k: int) -> Tensor:
-        """Logarithms `[n, classes]` of the probabilities that one copy is given."""
+    def logs(self, x: Tensor) -> Tensor:
+        """Logarithms `[copies, n, classes]` of the probabilities that the copies are given."""
         if not (torch.is_grad_enabled() and x.requires_grad):
-            return self._one(x, k)
+            return torch.stack([self._one(x, k) for k in range(self.copies)])
         # activations of one copy at a time are kept, however many copies there are
-        logs: Tensor = checkpoint(self._one, x, k, use_reentrant=False, preserve_rng_state=False)
-        return logs
+        kept = [checkpoint(self._one, x, k, use_reentrant=False, preserve_rng_state=False) for k in range(self.copies)]
+        return torch.stack(cast(list[Tensor], kept))
 
     def _one(self, x: Tensor, k: int) -> Tensor:
         outputs = self.read(self.model(self.copy(x, k)))
@@ -66,8 +60,12 @@ class Voting(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class VotingTarget(Defended):
+class VotingTarget(RefusingTarget):
     """A target that votes."""
+
+    @property
+    def refusal(self) -> int | None:
+        return None
 
     @property
     def base(self) -> TorchModel:
@@ -81,14 +79,21 @@ class VotingTarget(Defended):
         return self.forward(x), cast(Tensor, total) / voting.copies
 
 
+def soft(logs: Tensor) -> Tensor:
+    """Logarithms `[n, classes]` of the mean softmax of copies `[copies, n, classes]`."""
+    return logs.logsumexp(0) - math.log(len(logs))
+
+
+def shares(logs: Tensor, kind: OutputKind) -> Tensor:
+    """Of the votes `[n, classes]`, or their logarithms where the kind is logits; with the gradient of the mean softmax."""
+    mean = soft(logs)
+    mixed = (counted(logs.detach()).to(mean) + mean.detach().exp()) / (len(logs) + 1)
+    kept, slope = (mixed, mean.exp()) if kind == "probabilities" else (mixed.log(), mean)
+    return kept + (slope - slope.detach())
+
+
 def counted(logs: Tensor) -> Tensor:
     """Votes `[n, classes]` of copies `[copies, n, classes]`."""
     votes = logs.argmax(2).T
     counts = torch.zeros(logs.shape[1:], dtype=torch.int64, device=logs.device)
     return counts.scatter_add_(1, votes, torch.ones_like(votes))
-
-
-def reader(model: TorchModel, x: Tensor) -> Reader:
-    """Of that model's answers to inputs like `x`."""
-    with torch.no_grad():
-        return Reader(model, model.forward(x).kind)

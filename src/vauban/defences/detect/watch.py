@@ -29,7 +29,7 @@ from vauban.defences.common import (
     training_rows,
 )
 from vauban.defences.detect.view import LOOKED, Detector, gathered
-from vauban.defences.detect.watched import POLICIES, Watched, WatchedTarget, told
+from vauban.defences.detect.watched import POLICIES, Watched, WatchedTarget
 from vauban.parts.listening import holders
 from vauban.parts.training import quiet_rng
 from vauban.schema.access import Access
@@ -140,11 +140,7 @@ class Watch(ABC):
                 f"{self.card.id} looks at the layers of a model, and those of {model.id} cannot be listened to: give it as "
                 "an nn.Module."
             )
-        with torch.no_grad():
-            outputs = model.forward(data.x_test[:1])
-        return Watched(
-            model.clone(), detector, Reader(model, outputs.kind), self.policy, outputs.values.shape[1]
-        ).eval()
+        return Watched(model.clone(), detector, Reader(model, data.x_test[:1]), self.policy).eval()
 
     def _learnt(
         self, model: TorchModel, data: Data, x: Tensor, y: Tensor, rng: Rng, context: Context
@@ -175,8 +171,7 @@ class Watch(ABC):
 
     def _around(self, model: TorchModel, watched: Watched, data: Data, context: Context | None) -> WatchedTarget:
         def made(model: TorchModel, recipe: Recipe | None, watched: Watched) -> WatchedTarget:
-            inner = cast(TorchModel, model.settled(told(model.domain, watched)))
-            return WatchedTarget(around(inner, watched, f"+{self.card.id}"), recipe)
+            return WatchedTarget(around(model, watched, f"+{self.card.id}"), recipe).settled(model.domain)
 
         plain = model.recipe
         if plain is None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from vauban.core.target import Domain, Outputs
-from vauban.defences.common import Defended, Reader, TorchModel, around, only_inputs, placement
+from vauban.core.target import Outputs
+from vauban.defences.common import Reader, around, only_inputs, placement
 from vauban.defences.detect.view import Detector, Learnt, View
-from vauban.schema.access import Access
+from vauban.defences.refusal import RefusingTarget, refusing
 
 POLICIES = ("reject", "flag", "pass")
-REFUSED = "refused"
-"""Name of the class by which a model refuses."""
 
 
 class Watched(Learnt):
@@ -31,9 +29,9 @@ class Watched(Learnt):
     threshold: Tensor
     slope: Tensor
 
-    def __init__(self, model: nn.Module, detector: Detector, read: Reader, policy: str, classes: int) -> None:
+    def __init__(self, model: nn.Module, detector: Detector, read: Reader, policy: str) -> None:
         super().__init__()
-        self.model, self.detector, self.read, self.policy, self.classes = model, detector, read, policy, classes
+        self.model, self.detector, self.read, self.policy = model, detector, read, policy
         zero, one = torch.zeros(1, dtype=torch.float64), torch.ones((), dtype=torch.float32)
         self.keep(centre=zero, spread=zero + 1, weights=zero + 1, threshold=one, slope=one)
         self.to(placement(model)[0])
@@ -55,21 +53,8 @@ class Watched(Learnt):
         return refusing(view.logits, self.suspicion(view), self.threshold, self.slope)
 
 
-def refusing(logits: Tensor, score: Tensor, threshold: Tensor, slope: Tensor) -> Tensor:
-    """`[n, k + 1]`: the logits and one more, which is the largest exactly where `score` `[n]` is above `threshold`.
-
-    Carlini and Wagner 2017 (arXiv:1705.07263, section 3.2) multiply the largest logit with the excess of the score; added to
-    it, it does not matter whether logits are positive.
-    """
-    top = logits.amax(1)
-    last = top + (slope * (score - threshold)).to(top)
-    least = torch.nextafter(top.detach(), torch.full_like(top, torch.inf))  # of equals the first would win
-    last = torch.where(score > threshold, torch.maximum(last, least), torch.minimum(last, top))
-    return torch.cat([logits, last[:, None]], 1)
-
-
 @dataclass(frozen=True, eq=False)
-class WatchedTarget(Defended):
+class WatchedTarget(RefusingTarget):
     """A target with a detector: `suspicion` gives scores, `flagged` says which inputs are above the threshold."""
 
     @property
@@ -77,25 +62,13 @@ class WatchedTarget(Defended):
         return cast(Watched, self.module)
 
     @property
-    def rejects(self) -> bool:
-        return self._watched.policy == "reject"
-
-    @property
-    def offers(self) -> Access:
-        return super().offers | (Access.LOGITS if self.rejects else Access.NONE)
+    def refusal(self) -> int | None:
+        return self._watched.read.classes if self._watched.policy == "reject" else None
 
     @property
     def threshold(self) -> float:
         """The score above which an input is refused, or flagged."""
         return float(self._watched.threshold)
-
-    def forward(self, x: Tensor) -> Outputs:
-        outputs = self.inner.forward(x)
-        return replace(outputs, kind="logits") if self.rejects else outputs
-
-    def read(self, raw: object) -> Outputs:
-        outputs = self.inner.read(raw)
-        return replace(outputs, kind="logits") if self.rejects else outputs
 
     def forward_features(self, x: Tensor) -> tuple[Outputs, Tensor]:
         """The answer, and the features of the model itself, without its detector."""
@@ -119,23 +92,3 @@ class WatchedTarget(Defended):
         """Bool `[n]`: which inputs are above the threshold; none under the policy `pass`."""
         over = self.suspicion(x) > self.threshold
         return over & (self._watched.policy != "pass")
-
-    def settled(self, domain: Domain) -> WatchedTarget:
-        return replace(self, inner=cast(TorchModel, self.inner.settled(told(domain, self._watched))))
-
-
-def told(domain: Domain, watched: Watched) -> Domain:
-    """Facts about inputs, with the refusal among the classes where there is one.
-
-    `domain` may speak of the model alone or of both: what is refused is known here.
-    """
-    if watched.policy != "reject":
-        return domain
-    classes = watched.classes
-    names = domain.label_names[:classes]
-    return replace(
-        domain,
-        classes=classes + 1,
-        refusal=classes,
-        label_names=(*names, REFUSED) if len(names) == classes else names,
-    )
