@@ -55,6 +55,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "evasion.pdpgd": {"steps": 8},
     "evasion.pgd": {"steps": 8, "restarts": 2},
     "evasion.rays": {"queries": 120, "starts": 8},
+    "evasion.selective": {"steps": 8},
     "evasion.sigma_zero": {"steps": 60},
     "evasion.sign_hunter": {"queries": 40},
     "evasion.sign_opt": {"queries": 200, "probes": 10, "starts": 10},

@@ -123,3 +123,29 @@ def test_a_label_that_is_the_refusal_is_refused() -> None:
     with pytest.raises(BadData, match="by which the model refuses to answer"):
         preflight(target(), Data(X, Y, X, y), settle(target().domain, Data(X, Y, X, y)))
     assert np.array_equal(np.unique(y.numpy()), [0, 1, 2])
+
+
+def test_that_far_points_are_refused_is_a_warning_and_no_failure() -> None:
+    """With all the room there is an attack ends where the model refuses, as it should."""
+
+    class Near(nn.Module):
+        """Refuses all that is further than 0.3 from the middle; the classes meet beyond that."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(20.0))
+
+        def forward(self, x: Tensor) -> Tensor:
+            side = (x[:, 0] - 0.95) * self.scale
+            far = (x - 0.5).abs().amax(1) - 0.3
+            return torch.stack([-side, side, 100 * far * self.scale], 1)
+
+    x = 0.5 + 0.2 * torch.rand(20, 2, generator=torch.Generator().manual_seed(0))
+    data = Data(x, torch.arange(20) % 3, x, torch.zeros(20, dtype=torch.int64))
+    known = replace(data, y_train=torch.arange(20) % 2)
+    for refusal, rows, verdict in ((2, known, "warn"), (None, data, "pass")):
+        domain = replace(target().domain, refusal=refusal, classes=3)
+        made = Case(TorchTarget(Near(), "near", domain, "logits"), rows, domain, modality("tabular"))
+        attempt = examine(Check("evasion.apgd", ThreatModel.of("linf:0.1")), made).attempt
+        doubts = {doubt.id: doubt for doubt in attempt.doubts}
+        assert doubts["unbounded"].verdict == verdict, doubts["unbounded"].text

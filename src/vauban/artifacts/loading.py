@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickletools
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 def _weights_only(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of a TorchScript archive torch says how to run it; it is refused below
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # damaged files make torch raise nearly anything
         reason = why_untrusted(path)
     if reason is None:

@@ -39,6 +39,7 @@ ATTACKS: Catalogue[type[Attack]] = Catalogue(
         "evasion.pdpgd": "vauban.attacks.evasion.primal_dual:PDPGD",
         "evasion.pgd": "vauban.attacks.evasion.pgd:PGD",
         "evasion.rays": "vauban.attacks.evasion.rays:RayS",
+        "evasion.selective": "vauban.attacks.evasion.selective:Selective",
         "evasion.sigma_zero": "vauban.attacks.evasion.sigma_zero:SigmaZero",
         "evasion.sign_hunter": "vauban.attacks.evasion.sign_hunter:SignHunter",
         "evasion.sign_opt": "vauban.attacks.evasion.sign_opt:SignOPT",

@@ -43,19 +43,14 @@ TOLD = 500
 JOINT: dict[str, Any] = {
     "needs": Access.WEIGHTS_READ | Access.DATA_READ,
     "tasks": ("classification",),
-    "adaptive": ("evasion.apgd", "evasion.apgd_targeted", "evasion.square"),
+    "adaptive": ("evasion.apgd", "evasion.apgd_targeted", "evasion.selective", "evasion.square"),
     "threats": ("evasion",),
 }
 """What the cards of all detectors say: under `reject` these attacks are on model and detector together."""
 
 
-TOLD_WITH = {
-    "reject": "An attacker who descends the detector's score once he has fooled the model gets further than the attacks of an audit: "
-    "engine.detection.examine tells how far.",
-    "flag": "The detector refuses nothing here: the figures are those of the model alone.",
-    "pass": "The detector refuses nothing here: the figures are those of the model alone.",
-}
-"""What a reader must know, by policy."""
+SILENT = "The detector refuses nothing here: the figures are those of the model alone."
+"""What a reader must know under the policies that let everything through."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +113,7 @@ class Watch(ABC):
         made = self._around(model, watched, data, context)
         shares = {"alarms": self.alarms, "threshold": float(watched.threshold)}
         facts = {"policy": self.policy, **shares, "clean_above": _above(made, data), **self.facts()}
-        return Hardened(made, facts, (*caveats, TOLD_WITH[self.policy]))
+        return Hardened(made, facts, (*caveats, *([SILENT] if watched.refusal is None else [])))
 
     def restore(self, target: Target, data: Data, state: Mapping[str, Tensor]) -> Target:
         model = self._classifier(target)

@@ -36,6 +36,11 @@ class Watched(Learnt):
         self.keep(centre=zero, spread=zero + 1, weights=zero + 1, threshold=one, slope=one)
         self.to(placement(model)[0])
 
+    @property
+    def refusal(self) -> int | None:
+        """Number of the class by which it refuses; None where it does not."""
+        return self.read.classes if self.policy == "reject" else None
+
     def view(self, x: Tensor) -> View:
         return View(self.model, self.read, x, self.detector.layers)
 
@@ -47,7 +52,7 @@ class Watched(Learnt):
         return (standard * self.weights).sum(1).to(torch.float32)
 
     def forward(self, x: Tensor) -> Any:
-        if self.policy != "reject":
+        if self.refusal is None:
             return self.model(x.clone())
         view = self.view(x)
         return refusing(view.logits, self.suspicion(view), self.threshold, self.slope)
@@ -63,7 +68,7 @@ class WatchedTarget(RefusingTarget):
 
     @property
     def refusal(self) -> int | None:
-        return self._watched.read.classes if self._watched.policy == "reject" else None
+        return self._watched.refusal
 
     @property
     def threshold(self) -> float:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vauban.engine.doubts.probe import Probe
+from vauban.parts.goals import shunned
 from vauban.schema.log import Doubt
 
 STEPS = 20
@@ -94,7 +95,10 @@ def restart(after: Aftermath) -> Doubt | None:
 
 
 def unbounded(after: Aftermath) -> Doubt | None:
-    """I6: with all the room there is, every input can be changed into another class."""
+    """I6: with all the room there is, every input can be changed into another class.
+
+    A model that may refuse turns most of that room away, as it should: there a failure is a warning.
+    """
     probe = after.probe
     if not len(probe) or probe.radius == float("inf"):
         return None
@@ -103,13 +107,15 @@ def unbounded(after: Aftermath) -> Doubt | None:
     room = float(probe.space.distance(low, high).max()) if bounded else 100 * probe.radius
     best = probe.climb(2 * STEPS, "unbounded", radius=max(room, probe.radius))
     share = float((~after.broken(best.x)).double().mean())
+    failed = share > LEFT
+    refuses = " The model may refuse, which most far points deserve." if shunned(probe.goal) is not None else ""
     return Doubt(
         id="unbounded",
-        verdict="fail" if share > LEFT else "pass",
+        verdict="pass" if not failed else "warn" if refuses else "fail",
         value=share,
         threshold=LEFT,
-        text=f"With unlimited room the attack still fails on {share:.0%} of the inputs tried."
-        if share > LEFT
+        text=f"With unlimited room the attack still fails on {share:.0%} of the inputs tried.{refuses}"
+        if failed
         else "With unlimited room the attack breaks what it should.",
         remedy="an attack that cannot win with all the room there is fails by itself: another loss, more steps, or no gradients",
     )
