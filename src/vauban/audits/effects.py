@@ -87,7 +87,7 @@ def old_examples(before: AuditLog, after: AuditLog, folder: Path, target: Target
     if ready.case.domain.task == "regression":
         return {}
     for attempt in before.attempts:
-        found = _kept(folder, attempt)
+        found = broken_samples(folder, attempt)
         if found is None:
             continue
         rows, x = found
@@ -119,8 +119,8 @@ def told(found: dict[str, int]) -> list[str]:
     return said
 
 
-def _kept(folder: Path, attempt: Attempt) -> tuple[Tensor, Tensor] | None:
-    """The samples that an attack broke, and how."""
+def broken_samples(folder: Path, attempt: Attempt) -> tuple[Tensor, Tensor] | None:
+    """Numbers `[m]` and inputs `[m, ...]` of the samples that an attack on inputs broke; None where the folder holds none."""
     name = attempt.facts.get("samples")
     if not attempt.check.startswith("evasion.") or not isinstance(name, str):
         return None

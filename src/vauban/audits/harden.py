@@ -29,6 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vauban.audits.alarms import alarms
 from vauban.audits.choose import AUTO, Auto, choose, one_process, spent
 from vauban.audits.compare import compare
 from vauban.audits.effects import old_examples, slices, told
@@ -131,11 +132,13 @@ def _harden(request: Request, defence: str, folder: Path, watcher: Watcher, crew
     again = prepare(replace(request, target=made.target, defence=card.id, options=options))
     log = carry_out(again, folder, watcher)
     old = old_examples(before, log, folder / BEFORE, again.case.target, ready)
-    comparison = _compared(before, log, card, made, {**_answers(ready, again), **old})
+    seen = alarms((before, log), (folder / BEFORE, folder), made.target, ready.case.data.x_test, context)
+    comparison = _compared(before, log, card, made, {**_answers(ready, again), **old, **seen.facts})
     more = {
         "choice": choice,
         "slices": slices(before, log, ready, threat.id),
-        "caveats": [*comparison.caveats, *told(old)],
+        "caveats": [*comparison.caveats, *told(old), *seen.told],
+        "curves": [*comparison.curves, *seen.curves],
     }
     comparison = comparison.model_copy(update=more)
     log = log.model_copy(update={"before_after": comparison})

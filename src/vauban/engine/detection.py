@@ -170,12 +170,12 @@ def examine(
     target = target.settled(settle(target.domain, data))
     fitted = _Fitted(detector, target, data, examples, dict(settings or {}))
     made, _ = fitted.without("")
-    clean = _scores(made, examples.x)
+    clean = suspicions(made, examples.x)
     over = int((clean > made.threshold).sum())
-    noisy = int((_scores(made, examples.noisy) > made.threshold).sum())
+    noisy = int((suspicions(made, examples.noisy) > made.threshold).sum())
     against = tuple(fitted.against(foe) for foe in examples.foes)
     points, fooled = (joint or Joint())(made, examples, Rng(derive_seed(examples.seed, detector), len(examples.x)))
-    last = _scores(made, points)
+    last = suspicions(made, points)
     accepted = examples.right & torch.from_numpy(clean <= made.threshold)
     through = int((accepted & fooled & torch.from_numpy(last <= made.threshold)).sum())
     return Examined(
@@ -222,12 +222,13 @@ class _Fitted:
     def against(self, foe: Foe) -> Against:
         made, told = self.without(foe.id)
         fooled = self.examples.fooled[foe.name]
-        bad = _scores(made, self.examples.changed[foe.name][fooled])
-        return _against(foe.name, told, made.threshold, _scores(made, self.examples.x), bad)
+        bad = suspicions(made, self.examples.changed[foe.name][fooled])
+        return _against(foe.name, told, made.threshold, suspicions(made, self.examples.x), bad)
 
 
 @torch.no_grad()
-def _scores(made: WatchedTarget, x: Tensor) -> np.ndarray:
+def suspicions(made: WatchedTarget, x: Tensor) -> np.ndarray:
+    """How suspicious inputs `[n, ...]` are, float32 `[n]`, a part at a time."""
     return torch.cat([made.suspicion(part).cpu() for part in x.split(256)]).numpy() if len(x) else np.zeros(0)
 
 

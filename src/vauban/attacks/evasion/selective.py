@@ -55,6 +55,7 @@ class Selective:
         spaces=("linf", "l2"),
         tasks=("classification",),
         goals=("untargeted",),
+        curve=True,
         sources=(
             Source(
                 title="Evading adversarial example detection defenses with orthogonal projected gradient descent",

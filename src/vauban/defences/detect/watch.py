@@ -43,7 +43,7 @@ TOLD = 500
 JOINT: dict[str, Any] = {
     "needs": Access.WEIGHTS_READ | Access.DATA_READ,
     "tasks": ("classification",),
-    "adaptive": ("evasion.apgd", "evasion.apgd_targeted", "evasion.selective", "evasion.square"),
+    "adaptive": ("evasion.selective", "evasion.apgd", "evasion.apgd_targeted", "evasion.square"),
     "threats": ("evasion",),
 }
 """What the cards of all detectors say: under `reject` these attacks are on model and detector together."""
