@@ -62,8 +62,8 @@ def noisy_model() -> nn.Module:
 
 
 @torch.no_grad()
-def reference(model: nn.Module, x: Tensor, draws: int, batch: int) -> Tensor:
-    """CERTIFY, one image after the other; radii `[n]`, 0 where it abstains."""
+def reference(model: nn.Module, x: Tensor, draws: int, batch: int, sigma: float = SIGMA) -> Certificates:
+    """CERTIFY, one image after the other."""
 
     def counts(row: Tensor, n: int) -> np.ndarray:
         found = np.zeros(10, dtype=int)
@@ -71,18 +71,20 @@ def reference(model: nn.Module, x: Tensor, draws: int, batch: int) -> Tensor:
             size = min(batch, n)
             n -= size
             many = row.repeat((size, 1, 1, 1))
-            answers = model(many + torch.randn_like(many) * SIGMA).argmax(1).numpy()
+            answers = model(many + torch.randn_like(many) * sigma).argmax(1).numpy()
             for answer in answers:
                 found[answer] += 1
         return found
 
-    radii = []
+    labels, radii = [], []
     for row in x:
         top = counts(row, SELECT).argmax()
         hits = counts(row, draws)[top]
         rate = beta.ppf(ALPHA, hits, draws - hits + 1)
-        radii.append(SIGMA * norm.ppf(rate) if rate > 0.5 else 0.0)
-    return torch.tensor(radii, dtype=torch.float64)
+        labels.append(int(top) if rate > 0.5 else -1)
+        radii.append(sigma * norm.ppf(rate) if rate > 0.5 else 0.0)
+    drawn = torch.full((len(x),), draws + SELECT)
+    return Certificates(torch.tensor(labels), torch.tensor(radii, dtype=torch.float64), drawn)
 
 
 def lend_statsmodels() -> None:
@@ -130,8 +132,8 @@ def speed(target: TorchTarget, x: Tensor, draws: int, seeds: int) -> list[dict[s
     ours = {"vauban": Ours(target, x, draws, None)}
     ours |= {f"vauban, until {radius:g} is decided": Ours(target, x, draws, radius) for radius in RADII}
     contenders = {
-        "reference, batch 1000": lambda seed: reference(model, x, draws, 1000),
-        "reference, batch 400": lambda seed: reference(model, x, draws, 400),
+        "reference, batch 1000": lambda seed: reference(model, x, draws, 1000).radius,
+        "reference, batch 400": lambda seed: reference(model, x, draws, 400).radius,
         **ours,
         "art": lambda seed: art(model, x, draws),
     }
