@@ -35,10 +35,9 @@ def state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     for candidate in nested:
         if isinstance(candidate, dict) and candidate and all(isinstance(v, Tensor) for v in candidate.values()):
             return candidate
-    held = f"the keys {', '.join(map(str, list(loaded)[:5]))}" if isinstance(loaded, dict) else type(loaded).__name__
-    raise BadTarget(
-        f"{path} holds {held or 'nothing'}, not a state dict: save it with torch.save(model.state_dict(), ...)."
-    )
+    keys = f"the keys {', '.join(map(str, list(loaded)[:5]))}" if loaded else "nothing"
+    held = keys if isinstance(loaded, dict) else type(loaded).__name__
+    raise BadTarget(f"{path} holds {held}, not a state dict: save it with torch.save(model.state_dict(), ...).")
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

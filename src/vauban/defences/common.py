@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vauban.core.data import Data
 from vauban.core.target import Domain, Outputs, Portable, Recipe, Target, TorchBacked
 from vauban.parts.losses import cross_entropy
+from vauban.parts.modes import evaluating
 from vauban.parts.training import reset
 from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard
@@ -62,6 +63,16 @@ def training_rows(target: TorchModel, data: Data, card: DefenceCard) -> tuple[Te
     return data.x_train.to(placement(target.module)[1]), data.y_train
 
 
+def lessons(target: TorchModel, data: Data, card: DefenceCard) -> tuple[Tensor, Tensor]:
+    """The training rows, for a defence that trains the model's own weights; raises NotOffered where it has none, too."""
+    if not any(True for _ in target.module.parameters()):
+        raise NotOffered(
+            f"{card.id} trains the weights of a model, and {target.id} has none that could be (frozen TorchScript keeps them as "
+            "constants): give the model before it was frozen, or use a defence in front of it (vauban list defences)."
+        )
+    return training_rows(target, data, card)
+
+
 def placement(module: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Device and dtype of the module's first floating-point tensor (CPU, float32 where it has none)."""
     for tensor in (*module.parameters(), *module.buffers()):
@@ -103,18 +114,14 @@ def row_losses(outputs: Outputs, y: Tensor) -> Tensor:
 def only_inputs(module: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients inside: an attack on one's own model costs half a backward pass."""
     learnt = [p for p in module.parameters() if p.requires_grad]
-    modes = [part for part in module.modules() if part.training]
-    try:
-        for p in learnt:
-            p.requires_grad_(False)
-        for part in modes:
-            part.training = False
-        yield
-    finally:
-        for part in modes:
-            part.training = True
-        for p in learnt:
-            p.requires_grad_(True)
+    with evaluating(module):
+        try:
+            for p in learnt:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p in learnt:
+                p.requires_grad_(True)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from vauban.engine.batching import answers
 from vauban.engine.doubts import output_kind, randomness
 from vauban.engine.measure import clopper_pearson
 from vauban.engine.units import chance, check_bounds, check_scale, scaling, score
+from vauban.parts.modes import in_training
 from vauban.schema.access import Access
 from vauban.schema.errors import BadData, BadTarget, VaubanError
 from vauban.schema.log import Doubt
@@ -215,7 +216,7 @@ def _refusals(outputs: Outputs, domain: Domain) -> tuple[list[Doubt], dict[str, 
 def _mode(target: Target) -> list[Doubt]:
     if not isinstance(target, TorchBacked):
         return []
-    left = sum(part.training for part in target.module.modules())
+    left = len(in_training(target.module))
     return [
         Doubt(
             id="train_mode",

@@ -20,6 +20,9 @@ GRAIN = 8
 """Matrix kernels treat the last few rows of a batch by other code, which rounds differently. Filled up to a multiple of
 this, every row is rounded alike in any batch, so that results agree to the last bit."""
 
+UNHEARD = 32
+"""The largest activation of TorchScript, whose layers cannot be listened to, in sizes of the input: a first layer of 32 channels."""
+
 
 def slices(count: int, size: int) -> Iterator[slice]:
     """Consecutive slices of `size` rows, the last one shorter."""
@@ -59,11 +62,14 @@ def _largest_activation(target: Target, row: Tensor) -> int:
         if isinstance(output, Tensor):
             largest = max(largest, output.numel() * output.element_size())
 
-    hooks = [part.register_forward_hook(record) for part in target.module.modules()]
+    parts = list(target.module.modules())
+    heard = [part for part in parts if not isinstance(part, torch.jit.ScriptModule)]
+    hooks = [part.register_forward_hook(record) for part in heard]
     try:
         with torch.no_grad():
             target.forward(row)
     finally:
         for hook in hooks:
             hook.remove()
-    return largest
+    unheard = UNHEARD * row.numel() * row.element_size() if len(heard) < len(parts) else 0
+    return max(largest, unheard)

@@ -20,7 +20,7 @@ def holders(module: nn.Module) -> list[nn.Module]:
     return [
         part
         for part in found
-        if type(part).forward is not nn.Module.forward and not isinstance(part, torch.jit.ScriptModule)
+        if not isinstance(part, torch.jit.ScriptModule) and type(part).forward is not nn.Module.forward
     ]
 
 

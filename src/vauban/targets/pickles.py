@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,4 +30,6 @@ def load(path: Path, asked: Options) -> Any:
 
 def unpickled_by_torch(path: Path) -> Any:
     """Whatever a `.pt` file holds. Only for callers who have the user's word that it may run code."""
-    return torch.load(path, map_location="cpu", weights_only=False)
+    with warnings.catch_warnings():  # of a TorchScript archive torch says that there is another call for it
+        warnings.simplefilter("ignore")
+        return torch.load(path, map_location="cpu", weights_only=False)

@@ -16,9 +16,11 @@ from torch.nn import functional as F
 from vauban.core.target import Domain, OutputKind, Outputs, Portable, Recipe
 from vauban.parts.layout import memory_format, ordered
 from vauban.parts.listening import holders, listening
+from vauban.parts.modes import evaluating, in_training
 from vauban.parts.training import Batch, fit, quiet_rng, reset
 from vauban.schema.access import Access
 from vauban.schema.errors import BadTarget
+from vauban.targets.torch_script import copied, files, is_script
 
 _ALWAYS = (
     Access.LABELS | Access.SCORES | Access.GRADIENTS | Access.WEIGHTS_READ | Access.WEIGHTS_WRITE | Access.ARTIFACT
@@ -135,7 +137,7 @@ class TorchTarget:
     @property
     def offers(self) -> Access:
         access = _ALWAYS
-        if isinstance(self.module, torch.jit.ScriptModule):  # a copy's weights are no parameters of their own
+        if not self.module.state_dict():  # frozen TorchScript: its weights are constants of the code
             access &= ~Access.WEIGHTS_WRITE
         if self.kind == "logits":
             access |= Access.LOGITS
@@ -215,7 +217,7 @@ class TorchTarget:
     def files(self) -> dict[str, bytes]:
         if self.form is not None:
             return self.form(self.module)
-        return self.module.files() if isinstance(self.module, Portable) else {}
+        return self.module.files() if isinstance(self.module, Portable) else files(self.module)
 
     def settled(self, domain: Domain) -> TorchTarget:
         return replace(self, domain=domain, output=self.output or self._found.get("output"))
@@ -226,10 +228,11 @@ class TorchTarget:
         Layers of the copy do not work in place: per-sample gradients and other hooks cannot follow them, and the
         answers are the same.
         """
-        module = copy.deepcopy(self.module)
-        for part in module.modules():
+        module = copied(self.module)
+        for part in in_training(module):
             part.training = False
-            if getattr(part, "inplace", None) is True:
+        for part in module.modules():
+            if getattr(part, "inplace", None) is True and not is_script(part):
                 part.inplace = False  # type: ignore[assignment]
         for parameter in module.parameters():
             parameter.grad = None
@@ -285,19 +288,3 @@ def retrainable(module: nn.Module) -> bool:
     reset = [part for part in module.modules() if callable(getattr(part, "reset_parameters", None))]
     reached = {id(own) for part in reset for own in part.parameters(recurse=False)}
     return bool(reached) and all(id(parameter) in reached for parameter in module.parameters())
-
-
-@contextlib.contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every submodule's own mode put back outside.
-
-    The flags are set directly: `eval()` also calls overridden `train()` methods, whose effects nobody could undo.
-    """
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

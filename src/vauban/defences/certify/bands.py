@@ -19,6 +19,7 @@ from vauban.defences.common import (
     Redone,
     TorchModel,
     around,
+    lessons,
     loaded,
     placement,
     row_losses,
@@ -87,7 +88,7 @@ class BandSmoothing:
 
     def __call__(self, target: Target, data: Data, rng: Rng, context: Context) -> Hardened:
         model = self._checked(target, data)
-        x, y = training_rows(model, data, self.card)
+        x, y = (lessons if self.epochs else training_rows)(model, data, self.card)
         blank = _blank(model, x)
         made = self._taught(model, blank, x, y, int(rng.child("train").seed), context)
         defended = self._around(made, model, blank)

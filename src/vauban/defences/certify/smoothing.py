@@ -19,10 +19,10 @@ from vauban.defences.common import (
     Redone,
     TorchModel,
     around,
+    lessons,
     loaded,
     placement,
     torch_backed,
-    training_rows,
 )
 from vauban.defences.preprocess.front import sides
 from vauban.defences.refusal import refusing
@@ -121,7 +121,7 @@ class RandomisedSmoothing:
         model = self._classifier(target)
         noise, space = self._noise(model, data, rng), L2(*sides(model, data))
         if self.epochs:
-            x, y = training_rows(model, data, self.card)
+            x, y = lessons(model, data, self.card)
             model = self._taught(model, x, y, int(rng.child("train").seed), space, context)
         facts = {"sigma": self.sigma, "draws": self.draws, "epochs": self.epochs}
         facts |= {"steps": self.steps, "reach": self.reach} if self.epochs and self.steps else {}

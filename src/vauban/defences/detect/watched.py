@@ -42,7 +42,8 @@ class Watched(Learnt):
         return self.read.classes if self.policy == "reject" else None
 
     def view(self, x: Tensor) -> View:
-        return View(self.model, self.read, x, self.detector.layers)
+        # a model without weights takes what it is given, whatever the detector keeps
+        return View(self.model, self.read, x.to(placement(self.model)[1]), self.detector.layers)
 
     def suspicion(self, view: View) -> Tensor:
         """Float32 `[n]`: what the detector's scores come to."""

@@ -19,11 +19,11 @@ from vauban.defences.common import (
     TorchModel,
     around,
     fresh,
+    lessons,
     loaded,
     placement,
     row_batches,
     torch_backed,
-    training_rows,
 )
 from vauban.parts.losses import as_logits
 from vauban.parts.training import Step, fit
@@ -91,7 +91,7 @@ class DefensiveDistillation:
 
     def __call__(self, target: Target, data: Data, rng: Rng, context: Context) -> Hardened:
         model = torch_backed(target, self.card)
-        x, y = training_rows(model, data, self.card)
+        x, y = lessons(model, data, self.card)
         module = self._train(model, x, y, int(rng.child("distill").seed), context)
         facts = {"temperature": self.temperature, "epochs": self.epochs, "started_from": "fresh weights"}
         return Hardened(self._around(model, module), facts, (_BROKEN,))

@@ -23,11 +23,11 @@ from vauban.defences.common import (
     TorchModel,
     around,
     fresh,
+    lessons,
     loaded,
     placement,
     row_losses,
     torch_backed,
-    training_rows,
 )
 from vauban.parts.training import quiet_rng
 from vauban.schema.access import Access
@@ -127,7 +127,7 @@ class DPSGD:
 
     def __call__(self, target: Target, data: Data, rng: Rng, context: Context) -> Hardened:
         model = torch_backed(target, self.card)
-        x, y = training_rows(model, data, self.card)
+        x, y = lessons(model, data, self.card)
         with _opacus():
             plan = self.plan(len(x))
             module, replaced = self._train(model, x, y, int(rng.child("dp_sgd").seed), plan, context)

@@ -16,7 +16,7 @@ from vauban.core.defence import Context, Diary, Hardened, Store
 from vauban.core.rng import Rng
 from vauban.core.space import Continuous
 from vauban.core.target import Target
-from vauban.defences.common import TorchModel, around, fresh, loaded, placement, torch_backed, training_rows
+from vauban.defences.common import TorchModel, around, fresh, lessons, loaded, placement, torch_backed
 from vauban.defences.train.diary import SHOWN, Pages, by_parts
 from vauban.defences.train.inner import Inner, RowLoss
 from vauban.parts.layout import memory_format
@@ -113,7 +113,7 @@ class AdversarialTraining(ABC):
         space, radius = context.space, context.radius
         if space is None or radius is None:
             raise BadThreat(f"{self.card.id} trains against one threat: give it, such as --threat linf:0.1.")
-        x, y = training_rows(model, data, self.card)
+        x, y = lessons(model, data, self.card)
         seed = int(rng.child("train").seed)
         module = fresh(model, seed, self.card) if self.from_scratch else model.clone()
         drill = Drill(self, model, space, radius, Rng(seed, len(x)))

@@ -11,6 +11,7 @@ from vauban.core.target import Target
 from vauban.engine.batching import answers
 from vauban.engine.doubts.probe import Probe, apart
 from vauban.parts.losses import as_logits
+from vauban.parts.modes import in_training
 from vauban.parts.softened import OPTIMISING, Softened
 from vauban.schema.log import Doubt
 
@@ -209,7 +210,7 @@ def _traces(module: nn.Module) -> dict[str, Any]:
     parts = list(module.modules())
     return {
         "weights or buffers": {k: v.clone() for k, v in module.state_dict().items() if isinstance(v, Tensor)},
-        "training modes": [part.training for part in parts],
+        "training modes": in_training(module),
         "stored gradients": {k: None if p.grad is None else p.grad.clone() for k, p in module.named_parameters()},
         "hooks": [
             len(part._forward_hooks) + len(part._backward_hooks) + len(part._forward_pre_hooks) for part in parts
