@@ -350,7 +350,8 @@ def _price(answers: Mapping[str, float], samples: int) -> str:
     )
     turned = answers.get("refused_clean_after", 0.0)
     if "error" in name:
-        return f"Mean squared error on {samples} clean inputs: {first:.4g} before, {second:.4g} after."
+        right = "Accuracy is the share of predictions within half a standard deviation of the labels, unless tolerance was set."
+        return f"Mean squared error on {samples} clean inputs: {first:.4g} before, {second:.4g} after. {right}"
     lost = first - second
     words = f"{lost:.1%} lost" if lost > 0 else "nothing lost"
     alarms = f"; {turned:.1%} are refused, which counts as wrong" if "refused_clean_after" in answers else ""

@@ -263,6 +263,7 @@ def examine(check: Check, case: Case) -> Outcome:
     """The evasion examiner: fixed-budget attacks under a threat with a radius."""
     if check.threat.room is None:
         raise BadThreat(f"{check.id} needs a radius: give a threat such as --threat linf:0.1.")
+    goal = goal_for(case, check.threat.goal, dict(check.settings).get("tolerance"))
     result = run(check, case)
     result, curve, more, zero = _curves(check, case, result)
     numbers = [*measurements(result, _unit(_space(check, case)), case), *more]
@@ -275,12 +276,10 @@ def examine(check: Check, case: Case) -> Outcome:
         reason=f"the time limit was reached with {late} of {len(result.outcomes)} samples undecided" if late else "",
         cost=spent(result.cost, result.plan.real.meter, meter),
         measurements=numbers,
-        caveats=result.notes + caveats(result, case),
+        caveats=result.notes + caveats(result, case, goal),
         doubts=[*result.doubts, *after, *zero],
         curves=[*curve, *query_curve(result)],
-        exhibits=adversarial_exhibits(
-            result, case, goal_for(case, check.threat.goal, dict(check.settings).get("tolerance"))
-        ),
+        exhibits=adversarial_exhibits(result, case, goal),
         outcomes=result.outcomes,
         params=dict(check.settings),
         facts=result.facts,

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from vauban.core.goal import Goal
 from vauban.engine.case import Case
 from vauban.engine.evasion_run import Run
 from vauban.engine.measure import median, rate
+from vauban.parts.goals import Shift
 from vauban.schema.log import Curve, Measurement, Series
 
 
@@ -37,8 +39,14 @@ def _robust(letters: str) -> Measurement:
     )
 
 
-def caveats(result: Run, case: Case) -> list[str]:
+def caveats(result: Run, case: Case, goal: Goal) -> list[str]:
+    """What a reader of the numbers must know."""
     out: list[str] = []
+    if isinstance(goal, Shift):
+        out.append(
+            f"a prediction counts as right where it lies within {goal.tolerance:.4g} of the true value: half a standard deviation of "
+            "the labels, unless tolerance was set"
+        )
     claimed = int(((result.verified.margin > 0) & ~result.verified.admissible & (result.clean_margin <= 0)).sum())
     if claimed:
         out.append(f"{claimed} claimed successes were rejected by the independent check")
