@@ -85,8 +85,12 @@ def test_what_is_refused_is_no_success_and_no_right_answer(done: tuple[After, Pa
 def test_the_report_says_what_the_detector_costs(done: tuple[After, Path]) -> None:
     after, _ = done
     assert any("are refused, which counts as wrong" in text for text in after.comparison.caveats)
-    assert any("engine.detection.examine" in text for text in after.comparison.caveats)
-    assert after.comparison.adaptive == ["evasion.apgd", "evasion.square"]
+    alarms = [text for text in after.comparison.caveats if "raises the alarm at" in text]
+    assert alarms == [
+        text for text in alarms if f"{after.comparison.facts['false_alarms']:.1%} of clean inputs" in text
+    ]
+    assert after.comparison.curves[-1].id == "detector.roc"
+    assert after.comparison.adaptive == ["evasion.selective", "evasion.apgd", "evasion.square"]
     assert after.log.target.classes == 11
     assert after.before.target.classes == 10
     doubts = {doubt.id: doubt for doubt in after.log.target.preflight}
