@@ -144,6 +144,19 @@ def test_references_are_shared_and_do_not_depend_on_the_order(leaky: Case) -> No
     assert torch.equal(again.arrays["scores"], run("leakage.rmia", leaky).arrays["scores"])
 
 
+def test_who_asks_first_does_not_set_the_time_of_the_others(leaky: Case) -> None:
+    late = replace(leaky, shared={}, deadline=time.monotonic() - 1)
+    first, second = pool_of(late), pool_of(replace(late, deadline=None))
+    assert first is not None
+    assert second is not None
+    with pytest.raises(Limit):
+        first.get(4)
+    second.get(4)
+    assert len(first.get(4).outputs) == 4
+    assert first.null is second.null
+    assert first.null is not None
+
+
 def test_each_record_is_in_half_of_the_references_of_the_targets_size(leaky: Case) -> None:
     sizes = []
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -84,7 +84,12 @@ class ReferencePool:
     """Training rows of the target."""
     inside: list[Tensor] = field(default_factory=list)
     outputs: list[Outputs] = field(default_factory=list)
-    null: Target | None = None
+    kept: list[Target] = field(default_factory=list)
+
+    @property
+    def null(self) -> Target | None:
+        """The first model; None before the first training."""
+        return self.kept[0] if self.kept else None
 
     def get(self, count: int) -> References:
         """At least `count` models; fewer (but at least 2) where the deadline comes first. Raises Limit before the first pair."""
@@ -115,8 +120,8 @@ class ReferencePool:
             self.case.progress(2 * pair + side, 2 * pairs, "reference models")
             seed = self.case.seed_for("leakage.reference", pair, side) % 2**31
             model = self.recipe.fit(*self._training_set(mask, seed), seed)
-            if self.null is None:
-                self.null = model
+            if not self.kept:
+                self.kept.append(model)
             self.inside.append(mask)
             self.outputs.append(answers(model, self.records.x))
 
@@ -133,6 +138,8 @@ def pool_of(case: Case) -> ReferencePool | None:
     if recipe is None:
         return None
     records = records_of(case)
-    return case.share(
+    pool: ReferencePool = case.share(
         f"leakage.references:{case.target.id}", lambda: ReferencePool(recipe, records, case, len(case.data.x_train))
     )
+    # the models are shared, deadline and progress are those of who asks: the first to ask may have had little time
+    return replace(pool, case=case)
