@@ -1,6 +1,6 @@
 """Nets trained for votes over noisy copies: what can be certified of them, and with how many samples.
 
-    python bench/votes.py [--seeds 0,1,2] [--images 80] [--only train.noise]
+    python bench/votes.py [--seeds 0,1,2] [--images 80] [--only noise,SmoothAdv]
 
 MNIST, 8,000 training images, sigma 0.25. Both trainings begin with the same weights: noise alone, and noise at inputs that are moved
 against the vote within an l2 distance of 0.5 (SmoothAdv). Every net is then certified at 0.25 and 0.5 (alpha 0.001) by CERTIFY of Cohen

@@ -43,9 +43,10 @@ def alarms(
     if not isinstance(target, WatchedTarget):
         return Alarms()
     clean = suspicions(target, x)
-    over = float((clean > target.threshold).mean())
-    facts, series = {"false_alarms": over}, []
-    told = [f"The detector raises the alarm at {over:.1%} of clean inputs{_noise(target, x, context, facts)}."]
+    over, noisy = float((clean > target.threshold).mean()), _on_noise(target, x, context)
+    facts = {"false_alarms": over} | ({} if noisy is None else {"false_alarms_noise": noisy})
+    more = "" if noisy is None else f" and at {noisy:.1%} of inputs with random noise as large as the attacks may be"
+    told, series = [f"The detector raises the alarm at {over:.1%} of clean inputs{more}."], []
     for log, folder, known in zip(logs, folders, KNOWN, strict=True):
         found = [pair[1] for attempt in log.attempts if (pair := broken_samples(folder, attempt)) is not None]
         if not found:
@@ -63,14 +64,12 @@ def alarms(
     return Alarms(facts, [_curve(series)] if series else [], told)
 
 
-def _noise(target: WatchedTarget, x: Tensor, context: HouseContext, facts: dict[str, float]) -> str:
-    """The same of inputs with random noise of the attacks' size, where the threat has a radius."""
+def _on_noise(target: WatchedTarget, x: Tensor, context: HouseContext) -> float | None:
+    """The share of alarms at inputs with random noise of the attacks' size; None where the threat has no radius."""
     if context.space is None or context.radius is None:
-        return ""
+        return None
     noisy = context.space.sample(x, context.radius, Rng(0, len(x)), torch.arange(len(x)))
-    over = float((suspicions(target, noisy) > target.threshold).mean())
-    facts["false_alarms_noise"] = over
-    return f" and at {over:.1%} of inputs with random noise as large as the attacks may be"
+    return float((suspicions(target, noisy) > target.threshold).mean())
 
 
 def _series(label: str, scores: np.ndarray, positive: np.ndarray) -> Series:

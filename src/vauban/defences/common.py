@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vauban.core.data import Data
 from vauban.core.target import Domain, Outputs, Portable, Recipe, Target, TorchBacked
 from vauban.parts.losses import cross_entropy
-from vauban.parts.modes import evaluating
+from vauban.parts.modes import evaluating, still
 from vauban.parts.training import reset
 from vauban.schema.access import Access
 from vauban.schema.cards import DefenceCard
@@ -113,15 +113,8 @@ def row_losses(outputs: Outputs, y: Tensor) -> Tensor:
 @contextmanager
 def only_inputs(module: nn.Module) -> Iterator[None]:
     """Evaluation mode and no weight gradients inside: an attack on one's own model costs half a backward pass."""
-    learnt = [p for p in module.parameters() if p.requires_grad]
-    with evaluating(module):
-        try:
-            for p in learnt:
-                p.requires_grad_(False)
-            yield
-        finally:
-            for p in learnt:
-                p.requires_grad_(True)
+    with evaluating(module), still(module):
+        yield
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Training and evaluation modes of modules."""
+"""What a module is kept from for a while: training mode, gradients of its weights."""
 
 from __future__ import annotations
 
@@ -27,3 +27,16 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+@contextlib.contextmanager
+def still(module: nn.Module) -> Iterator[None]:
+    """No gradients for the weights inside; those that had them have them again outside."""
+    learnt = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for p in learnt:
+            p.requires_grad_(False)
+        yield
+    finally:
+        for p in learnt:
+            p.requires_grad_(True)

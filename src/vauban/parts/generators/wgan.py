@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from vauban.core.defence import Store
+from vauban.parts.modes import still
 from vauban.parts.training import Batch, Course, Trained, train
 
 LAP = 60
@@ -134,16 +134,3 @@ def _made(game: Game, hand: Hand) -> Tensor:
     with still(game.critic):
         told, unlike = game.score(fake, hand.condition)
     return away.mean() - told.mean() + unlike.mean()
-
-
-@contextmanager
-def still(module: nn.Module) -> Iterator[None]:
-    """No gradients for these weights."""
-    learnt = [p for p in module.parameters() if p.requires_grad]
-    try:
-        for p in learnt:
-            p.requires_grad_(False)
-        yield
-    finally:
-        for p in learnt:
-            p.requires_grad_(True)
