@@ -2,8 +2,7 @@
 
     python bench/defences.py [--only train.pgd,preprocess.jpeg] [--samples 300]
 
-The model is `demo:digits-cnn` on `demo:digits` at linf:0.1 unless CASES says otherwise; a defence that trains from fresh weights
-is also given the training rows alone. What is printed is what `vauban harden` prints: the worst over all evasion attacks of the standard
+The model is `demo:digits-cnn` on `demo:digits` at linf:0.1 unless CASES says otherwise. What is printed is what `vauban harden` prints: the worst over all evasion attacks of the standard
 profile's cascade and those that the card names, on the same samples and seeds. Results gather in results/defences.json, one entry
 a defence; docs/defences.md quotes them.
 """
@@ -12,17 +11,24 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import common
 import torch
+from sklearn.ensemble import GradientBoostingClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 import vauban
 from vauban.api import as_data, as_target
+from vauban.core.target import Target
 from vauban.defences.catalog import DEFENCES
 from vauban.schema.log import Comparison
+from vauban.targets.options import Options
+from vauban.targets.sklearn import sklearn_target
 
 SHOWN = {
     "evasion.clean_accuracy": "clean",
@@ -32,11 +38,25 @@ SHOWN = {
 }
 
 
+def linear() -> Target:
+    return _fitted("logistic regression", make_pipeline(StandardScaler(), LogisticRegression()))
+
+
+def trees() -> Target:
+    return _fitted("boosted trees", GradientBoostingClassifier(n_estimators=50, random_state=0))
+
+
+def _fitted(name: str, estimator: Any) -> Target:
+    data = as_data("demo:breast-cancer")
+    estimator.fit(data.x_train.numpy(), data.y_train.numpy())
+    return sklearn_target(estimator, Options(id=name, domain=as_target("demo:breast-cancer").domain))
+
+
 @dataclass(frozen=True)
 class Case:
     """On what a defence is shown."""
 
-    model: str = "demo:digits-cnn"
+    model: Callable[[], Target] = lambda: as_target("demo:digits-cnn")
     data: str = "demo:digits"
     threat: str = "linf:0.1"
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -47,6 +67,8 @@ CASES = {
     "certify.smoothing": Case(threat="l2:0.5", settings={"epochs": 20}),
     "privacy.dp_sgd": Case(include=("evasion.cascade", "leakage.loss_threshold", "leakage.lira")),
     "train.noise": Case(threat="l2:0.5"),
+    "train.robust_linear": Case(linear, "demo:breast-cancer", "linf:0.05"),
+    "train.robust_trees": Case(trees, "demo:breast-cancer", "linf:0.05", {"trees": 50, "depth": 3}),
 }
 
 
@@ -91,14 +113,14 @@ class Clock:
 
 def row(name: str, samples: int) -> dict[str, Any]:
     case, clock = CASES.get(name, Case()), Clock()
-    target, data = as_target(case.model), as_data(case.data)
+    target, data = case.model(), as_data(case.data)
     after = vauban.harden(
         target, data, defence=name, threat=case.threat, watcher=clock, samples=samples, formats=(),
         settings={name: dict(case.settings)}, include=list(case.include),
     )  # fmt: skip
     x = data.x_test[:256]
     return {
-        "model": case.model, "data": case.data, "threat": case.threat, "samples": samples,
+        "model": target.id, "data": case.data, "threat": case.threat, "samples": samples,
         "settings": dict(case.settings), "adaptive": after.comparison.adaptive, **shown(after.comparison),
         "defending_seconds": round(clock.defending, 1),
         "x_answer": round(seconds_an_answer(after.target, x) / seconds_an_answer(target, x), 2),

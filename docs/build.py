@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from vauban.core.registry import Catalogue
 from vauban.defences.catalog import DEFENCES
 from vauban.rules.catalog import RULES
 from vauban.schema.access import Access
+from vauban.schema.log import Bars
 
 HERE = Path(__file__).resolve().parent
 README, RESULTS = HERE.parent / "README.md", HERE.parent / "bench" / "results"
@@ -44,6 +46,8 @@ def section(cls: Any) -> str:
     facts = [f"- {label}: {', '.join(told[key])}" for key, label in LISTS.items() if told.get(key)]
     facts += _costs(cls) if hasattr(cls, "price") else _before_after(card.id)
     parts += ["\n".join(facts)] if facts else []
+    drawn = plots.before_after()
+    parts += [_picture(drawn, name)] if (name := f"defence-{card.id}") in drawn else []
     parts += [
         f"{label}: {told[key]}"
         for key, label in (("measured", "Measured"), ("false_positives", "When it is wrong"))
@@ -131,8 +135,15 @@ def _arguments(text: str) -> str:
 
 def page(title: str, catalogue: Catalogue[Any]) -> str:
     """All ids of a catalogue, in order."""
-    body = "\n\n".join(section(catalogue.load(name)) for name in catalogue.ids())
+    parts = [section(catalogue.load(name)) for name in catalogue.ids()]
+    if catalogue is DEFENCES and (drawn := plots.before_after()):
+        parts.insert(0, _picture(drawn, "defences"))
+    body = "\n\n".join(parts)
     return f"# {title}\n\nMade from the code by `make docs`.\n\n{body}\n"
+
+
+def _picture(drawn: Mapping[str, Bars], name: str) -> str:
+    return f"![{drawn[name].title}]({plots.FOLDER}/{name}.svg)"
 
 
 CONTENDERS = {

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vauban.reports.charts import chart
-from vauban.schema.log import Curve, Series
+from vauban.reports.charts import bar_chart, chart
+from vauban.schema.log import Bars, Curve, Series
 
 RESULTS = Path(__file__).resolve().parent.parent / "bench" / "results"
 FOLDER = "plots"
@@ -114,6 +114,46 @@ def curves(file: str) -> list[Curve]:
     return list(DRAWN[file](json.loads(path.read_text(encoding="utf-8"))["results"]))
 
 
+SHARES = {"clean": "clean", "robust": "under attack", "certified": "proved"}
+"""Name in results/defences.json -> words; each is a share of the test rows."""
+
+
+def before_after() -> dict[str, Bars]:
+    """Name of a picture -> a defence's shares before and after, and under `defences` those of all that were shown on the same model."""
+    path = RESULTS / "defences.json"
+    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
+    found = {}
+    for name, row in results.items():
+        told = [key for key in SHARES if row.get(key)]
+        found[f"defence-{name}"] = Bars(
+            title=f"{name} on {row['model']}, {row['threat']}: per cent of {row['samples']} samples",
+            labels=[SHARES[key] for key in told],
+            series=["before", "after"],
+            values=[[100 * row[key][when] for key in told] for when in ("before", "after")],
+        )
+    cases = {name: (row["model"], row["threat"], row["samples"]) for name, row in results.items()}
+    for usual in {max(cases.values(), key=[*cases.values()].count)} if cases else ():
+        found["defences"] = _all([row for name, row in results.items() if cases[name] == usual], results, usual)
+    return found
+
+
+def _all(rows: list[Any], results: Results, usual: tuple[str, str, int]) -> Bars:
+    """The model as it was, and after each defence, the most robust first."""
+    names = {id(row): name for name, row in results.items()}
+    ranked = sorted(rows, key=lambda row: -row["robust"]["after"])
+    return Bars(
+        title=f"{usual[0]}, {usual[1]}, {usual[2]} samples: per cent right",
+        labels=["no defence", *(names[id(row)] for row in ranked)],
+        series=[SHARES["clean"], SHARES["robust"]],
+        values=[
+            [100 * ranked[0][key]["before"], *(100 * row[key]["after"] for row in ranked)]
+            for key in ("clean", "robust")
+        ],
+    )
+
+
 def pictures() -> dict[str, str]:
     """File name under docs/plots -> SVG."""
-    return {f"{curve.id}.svg": chart(curve, standalone=True) + "\n" for file in DRAWN for curve in curves(file)}
+    drawn = {curve.id: chart(curve, standalone=True) for file in DRAWN for curve in curves(file)}
+    drawn |= {name: bar_chart(bars, standalone=True) for name, bars in before_after().items()}
+    return {f"{name}.svg": svg + "\n" for name, svg in drawn.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -19,8 +19,11 @@ from vauban.core.rng import Rng
 from vauban.core.target import Domain
 from vauban.defences.catalog import DEFENCES
 from vauban.defences.train.course import AdversarialTraining
+from vauban.defences.train.inner import RECALL, Inner
+from vauban.parts.augment import Moved
 from vauban.parts.projections import Linf
-from vauban.schema.errors import BadOption, NotOffered
+from vauban.parts.training import Batch
+from vauban.schema.errors import BadData, BadOption, NotOffered
 from vauban.targets.torch import TorchTarget
 
 QUICK: dict[str, dict[str, Any]] = {
@@ -100,7 +103,8 @@ def weights(made: Hardened) -> dict[str, Tensor]:
 @pytest.mark.parametrize("id", IDS)
 def test_an_interrupted_training_goes_on_to_the_same_model(id: str) -> None:
     """What methods hand from batch to batch, and what the judge remembers, included."""
-    how, store = {"validation": 0.2, "accumulate": 2, "average": 0.9}, Memory()
+    how: dict[str, Any] = {"validation": 0.2, "accumulate": 2, "average": 0.9, "crop": 1, "flip": True}
+    store = Memory()
     whole = defend(id, model(True), **how)
     with pytest.raises(KeyboardInterrupt):
         defend(id, model(True), Context(stop=2, store=store), **how)
@@ -111,7 +115,8 @@ def test_an_interrupted_training_goes_on_to_the_same_model(id: str) -> None:
 
 @pytest.mark.parametrize(("id", "parts"), [*((name, 3) for name in IDS if name not in WHOLE), ("train.pgd", 16)])
 def test_a_step_in_parts_is_the_step_of_the_whole_batch(id: str, parts: int) -> None:
-    whole, split = (weights(defend(id, model(dtype=torch.float64), accumulate=count)) for count in (1, parts))
+    how: dict[str, Any] = {"crop": 1, "flip": True}
+    whole, split = (weights(defend(id, model(dtype=torch.float64), accumulate=count, **how)) for count in (1, parts))
     start = model(dtype=torch.float64).module.state_dict()
     for name, value in whole.items():
         torch.testing.assert_close(split[name], value, rtol=1e-6, atol=1e-8)
@@ -144,11 +149,77 @@ def test_bf16_ends_with_weights_in_float32_that_are_about_as_good(id: str) -> No
         ({"accumulate": 17}, "accumulate splits a batch of 16 rows into 1 to 16 parts, got 17"),
         ({"accumulate": 0}, "accumulate splits a batch of 16 rows"),
         ({"precision": "float16"}, "precision"),
+        ({"crop": -1}, "crop is a number of pixels, 0 for none, got -1"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(BadOption, match=words):
         defend("train.pgd", model(), **settings)
+
+
+class Seeing(nn.Module):
+    """Keeps what it was shown in training mode."""
+
+    shown: ClassVar[list[Tensor]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            Seeing.shown.append(x.detach())
+        out: Tensor = self.linear(x.flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("recall", [False, True])
+def test_the_model_is_shown_pictures_mirrored_and_moved_within_the_threat(recall: bool) -> None:
+    Seeing.shown.clear()
+    target = TorchTarget(Seeing(), "m", Domain(task="classification", classes=3, low=0.0, high=1.0), "logits")
+    data, radius = blobs(), 0.01
+    how = {"steps": 2, "epochs": 6, "ramp": 0.0, "crop": 1, "flip": True, "recall": recall}
+    configure(DEFENCES.load("train.pgd"), how)(target, data, Rng(5), Context(radius=radius))
+    x = data.x_train
+    ways = [(flip, down, right) for flip in (False, True) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+    moves = [Moved(*(torch.full((len(x),), value) for value in way)).there(x) for way in ways]
+    # [shown, ways, pictures]: how far each is from each
+    apart = (torch.cat(Seeing.shown)[:, None, None] - torch.stack(moves)[None]).abs().flatten(3).amax(3)
+    assert len(apart) == 6 * len(x)
+    assert float(apart.flatten(1).amin(1).max()) <= radius + 1e-6
+    nearest = apart.flatten(1).argmin(1)
+    assert set((nearest // len(x)).tolist()) == set(range(len(ways))), "every way was used"
+
+
+def test_a_change_that_is_recalled_moves_with_its_picture() -> None:
+    target, x = model(), torch.full((2, 1, 4, 4), 0.5)
+    kept = torch.zeros(2, 1, 4, 4)
+    kept[0, 0, 1, 0], kept[1, 0, 2, 3] = 1.0, -0.5
+    moved = Moved(torch.tensor([True, False]), torch.tensor([1, 0]), torch.tensor([0, -1]))
+    memory = {RECALL: kept.clone()}
+    inner = Inner(target, target.module, Linf(0.0, 1.0), 0.1, Rng(0, 2), memory, moved)
+    z = inner.worst(Batch(x, torch.tensor([0, 1]), torch.arange(2), 0, 1.0), 0, recall=True)
+    told = torch.zeros(2, 1, 4, 4)
+    told[0, 0, 2, 3] = 0.1
+    told[1, 0, 2, 2] = -0.05
+    # the edge of the second one goes on to the right
+    told[1, 0, 2, 3] = -0.05
+    torch.testing.assert_close(z, x + told)
+    assert float(memory[RECALL][0, 0, 1, 0]) == pytest.approx(1.0)
+    assert float(memory[RECALL][1, 0, 2, 3]) == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("how", [{"crop": 1}, {"flip": True}])
+def test_rows_of_a_table_cannot_be_moved(how: dict[str, Any]) -> None:
+    data = Data(torch.rand(40, 6), torch.arange(40) % 3, torch.rand(6, 6), torch.arange(6) % 3)
+    target = TorchTarget(nn.Linear(6, 3), "m", Domain(task="classification", classes=3, low=0.0, high=1.0), "logits")
+    with pytest.raises(NotOffered, match="is for pictures"):
+        configure(DEFENCES.load("train.pgd"), how)(target, data, Rng(5), Context())
+
+
+def test_pictures_are_not_moved_out_of_sight() -> None:
+    with pytest.raises(BadData, match="crop moves pictures of 4 x 4 pixels by up to 4, which leaves nothing"):
+        defend("train.pgd", model(), crop=4)
 
 
 def test_a_device_without_bf16_is_named() -> None:

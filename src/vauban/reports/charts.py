@@ -76,16 +76,15 @@ def chart(curve: Curve, standalone: bool = False) -> str:
         parts += [_band(line, index, x, y), *_DRAWN[curve.shape](line, index, x, y)]
     parts += _names(series, x, y)
     height = TOP + PLOT + extra
-    style = f"<style>{STYLE}{RULES}</style>" if standalone else ""
     title = escape(curve.title or curve.id)
     about = escape(curve.reading or f"{curve.y_label} against {curve.x_label}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {height}">'
-        f"<title>{title}</title><desc>{about}</desc>{style}{''.join(parts)}{legend}</svg>"
+        f"<title>{title}</title><desc>{about}</desc>{_style(standalone)}{''.join(parts)}{legend}</svg>"
     )
 
 
-def bar_chart(bars: Bars) -> str:
+def bar_chart(bars: Bars, standalone: bool = False) -> str:
     """One `<svg>`: a group of horizontal bars a label, around zero, one colour a series; the largest bar fills the width."""
     values = [[max(-MOST_SIZE, min(MOST_SIZE, v)) if math.isfinite(v) else 0.0 for v in row] for row in bars.values]
     numbers = [v for row in values for v in row]
@@ -111,8 +110,12 @@ def bar_chart(bars: Bars) -> str:
     keys = _keys(bars.series[:MOST_SERIES], bottom + 14) if len(bars.series) > 1 else ""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" role="img" viewBox="0 0 {WIDTH} {bottom + 22 * bool(keys)}">'
-        f"<title>{escape(bars.title)}</title>{''.join(parts)}{keys}</svg>"
+        f"<title>{escape(bars.title)}</title>{_style(standalone)}{''.join(parts)}{keys}</svg>"
     )
+
+
+def _style(standalone: bool) -> str:
+    return f"<style>{STYLE}{RULES}</style>" if standalone else ""
 
 
 def _keys(names: Sequence[str], y: float) -> str:

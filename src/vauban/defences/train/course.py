@@ -17,8 +17,10 @@ from vauban.core.rng import Rng
 from vauban.core.space import Continuous
 from vauban.core.target import Target
 from vauban.defences.common import TorchModel, around, fresh, lessons, loaded, placement, torch_backed
+from vauban.defences.preprocess.front import need_pictures
 from vauban.defences.train.diary import SHOWN, Pages, by_parts
 from vauban.defences.train.inner import Inner, RowLoss
+from vauban.parts.augment import Moved, drawn
 from vauban.parts.layout import memory_format
 from vauban.parts.training import Batch, Course, Precision, Schedule, Trained, Watch, train
 from vauban.schema.cards import DefenceCard
@@ -53,6 +55,8 @@ class AdversarialTraining(ABC):
     patience: int = 0
     accumulate: int = 1
     precision: Precision = "float32"
+    crop: int = 0
+    flip: bool = False
     from_scratch: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +75,8 @@ class AdversarialTraining(ABC):
             raise ValueError(f"validation is a share of the training rows in [0, 0.5], got {self.validation}")
         if self.patience < 0 or (self.patience and not self.validation):
             raise ValueError(f"patience is a number of epochs and needs validation above 0, got {self.patience}")
+        if self.crop < 0:
+            raise ValueError(f"crop is a number of pixels, 0 for none, got {self.crop}")
         Course(batch_size=self.batch_size, accumulate=self.accumulate, precision=self.precision)  # says what is wrong
 
     @abstractmethod
@@ -114,6 +120,7 @@ class AdversarialTraining(ABC):
         if space is None or radius is None:
             raise BadThreat(f"{self.card.id} trains against one threat: give it, such as --threat linf:0.1.")
         x, y = lessons(model, data, self.card)
+        self._movable(data)
         seed = int(rng.child("train").seed)
         module = fresh(model, seed, self.card) if self.from_scratch else model.clone()
         drill = Drill(self, model, space, radius, Rng(seed, len(x)))
@@ -137,6 +144,16 @@ class AdversarialTraining(ABC):
             *drill.caveats,
         )
         return Hardened(around(model, made.module, self.suffix), facts, caveats)
+
+    def _movable(self, data: Data) -> None:
+        """Raises where rows cannot be moved by the pixels that are asked for."""
+        if self.crop or self.flip:
+            need_pictures(data, self.card)
+        if self.crop and self.crop >= min(data.shape[-2:]):
+            raise BadData(
+                f"crop moves pictures of {data.shape[-2]} x {data.shape[-1]} pixels by up to {self.crop}, which leaves nothing of them: "
+                "take less than the shorter side, such as 1 in 8 of it."
+            )
 
     @property
     def suffix(self) -> str:
@@ -243,9 +260,18 @@ class Drill:
     def step(self, module: nn.Module, batch: Batch) -> Tensor:
         device, _ = placement(module)
         rows = batch.rows if self.taught is None else self.taught[batch.rows]
-        x = batch.x.to(device, memory_format=self.order)
+        moved = self.moved(batch, rows)
+        x = (moved.there(batch.x) if moved else batch.x).to(device, memory_format=self.order)
         batch = replace(batch, x=x, y=batch.y.to(device), rows=rows.to(device))
-        return self.how.loss(self.inner(module, self.radius * self.how.grown(batch), "step", batch.number), batch)
+        inner = self.inner(module, self.radius * self.how.grown(batch), "step", batch.number)
+        return self.how.loss(replace(inner, moved=moved), batch)
+
+    def moved(self, batch: Batch, rows: Tensor) -> Moved | None:
+        """How the pictures of a batch are shown, alike each time that it is stepped on."""
+        if not (self.how.crop or self.how.flip):
+            return None
+        rng = self.rng.child("moved", batch.number // self.how.course.repeats)
+        return drawn(rng, rows, self.how.crop, self.how.flip)
 
     def inner(self, module: nn.Module, radius: float, *name: object) -> Inner:
         # numbers of its own for every batch: a run that was interrupted draws the same ones again

@@ -43,6 +43,8 @@ class CrownIBPTraining(IBPTraining):
         patience: epochs without a better one after which training ends; 0 for never.
         accumulate: parts in which the gradient of a batch is summed up, to save memory; the step is that of the whole batch.
         precision: of the passes, `float32` or `bf16`, which is faster on GPUs that have it; weights stay in float32.
+        crop: pictures are moved by up to so many pixels, at random and anew every epoch; their edge goes on where that leaves a gap.
+        flip: half of the pictures are mirrored at random, left to right.
         from_scratch: start from fresh weights.
     """
 

@@ -12,6 +12,7 @@ from vauban.core.rng import Rng
 from vauban.core.space import Continuous, Frame
 from vauban.core.target import Outputs
 from vauban.defences.common import TorchModel, only_inputs, row_losses
+from vauban.parts.augment import Moved
 from vauban.parts.descent import casting
 from vauban.parts.training import Batch, Precision
 
@@ -34,6 +35,8 @@ class Inner:
     rng: Rng
     memory: dict[str, Tensor]
     """What a method hands from batch to batch."""
+    moved: Moved | None = None
+    """How the pictures of the batch were turned round and moved."""
 
     def answer(self, z: Tensor) -> Outputs:
         """Differentiable."""
@@ -69,7 +72,8 @@ class Inner:
         frame, places = self.frame(batch)
         z = self.space.sample(frame.start, self.radius, self.rng, batch.rows)
         if recall:
-            kept = self._changes(z)[batch.rows.cpu()].to(z)
+            kept = self._changes(z)[batch.rows.cpu()]
+            kept = (self.moved.there(kept) if self.moved else kept).to(z)
             known = self.space.within(frame.start, self.radius)(frame.start + self.radius * kept)
             z = torch.where(kept.isnan(), z, known)
         told = loss or (lambda outputs: row_losses(outputs, batch.y))
@@ -78,7 +82,8 @@ class Inner:
             size = 2.5 * self.radius / (max(steps, MENDING) if recall else steps)
             z = climbed(self.answer, frame, places, self.space, self.radius, steps, size, z, told)
         if recall:
-            self._changes(z)[batch.rows.cpu()] = ((z - frame.start) / self.radius).to("cpu", torch.float32)
+            change = ((z - frame.start) / self.radius).to("cpu", torch.float32)
+            self._changes(z)[batch.rows.cpu()] = self.moved.back(change) if self.moved else change
         return frame.render(z, places)
 
     def _changes(self, z: Tensor) -> Tensor:

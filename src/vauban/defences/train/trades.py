@@ -46,6 +46,8 @@ class TRADES(Searching):
         accumulate: parts in which the gradient of a batch is summed up, to save memory; the step is that of the whole batch.
         search: precision of the inner attack, `float32` or `bf16`, which takes half the time on processors that have it.
         precision: of the passes, `float32` or `bf16`, which is faster on GPUs that have it; weights stay in float32.
+        crop: pictures are moved by up to so many pixels, at random and anew every epoch; their edge goes on where that leaves a gap.
+        flip: half of the pictures are mirrored at random, left to right.
         from_scratch: start from fresh weights.
     """
 
