@@ -100,7 +100,8 @@ class Trained:
 
     def __call__(self, task: Task, data: Data, module: nn.Module, seconds: float, seed: int) -> dict[str, Any]:
         started = time.process_time()
-        self._run(task, Data(data.x_train[:BATCH], data.y_train[:BATCH]), module, 1, seed)  # warms up
+        few = Data(data.x_train[:BATCH], data.y_train[:BATCH], data.x_test[:BATCH], data.y_test[:BATCH])
+        self._run(task, few, module, 1, seed)  # warms up
         warm = time.process_time()
         self._run(task, data, module, 1, seed)
         now = time.process_time()
