@@ -233,7 +233,7 @@ def _hardening(results: dict[str, Any]) -> list[str]:
         "mnist": "MNIST, linf 0.3", "fashion": "Fashion-MNIST, linf 0.1", "cifar": "CIFAR-10 (3,000), linf 8/255"
     }  # fmt: skip
     found = {name: {row["contender"]: row for row in results["results"][name]["rows"]} for name in tasks}
-    names = [*dict.fromkeys(who for told in found.values() for who in told)]
+    names = [*dict.fromkeys(["loop", *(who for told in found.values() for who in told)])]
     lines = [
         f"| trained against attacks, equal time: clean · under attack | {' | '.join(_called(who) for who in names)} |",
         "|---" * (len(names) + 1) + "|",
