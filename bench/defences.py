@@ -2,9 +2,9 @@
 
     python bench/defences.py [--only train.pgd,preprocess.jpeg] [--samples 300] [--costs]
 
-The model is `demo:digits-cnn` on `demo:digits` at linf:0.1 unless CASES says otherwise. What is printed is what `vauban harden` prints: the worst over all evasion attacks of the standard
-profile's cascade and those that the card names, on the same samples and seeds. Results gather in results/defences.json, one entry
-a defence; docs/defences.md quotes them.
+The model is `demo:digits-cnn` on `demo:digits` at linf:0.1 unless CASES says otherwise. What is printed is what `vauban harden` prints:
+the worst over all evasion attacks of the standard profile's cascade and those that the card names, on the same samples and seeds.
+Results gather in results/defences.json, one entry a defence; docs/defences.md quotes them.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def row(name: str, samples: int, costs: bool) -> dict[str, Any]:
         target, data, defence=name, threat=case.threat, watcher=clock, samples=samples, formats=(),
         settings={name: dict(case.settings)}, include=["evasion.fgsm"] if costs else list(case.include),
     )  # fmt: skip
-    answers = x_answer(as_target(target), after.target, data.x_test[:256])
+    answers = x_answer(target, after.target, data.x_test[:256])
     cost = {"defending_seconds": round(clock.defending, 1), "x_answer": round(answers, 2)}
     if costs:
         return common.stored("defences", name) | cost

@@ -16,7 +16,6 @@ from vauban.core.registry import Catalogue
 from vauban.defences.catalog import DEFENCES
 from vauban.rules.catalog import RULES
 from vauban.schema.access import Access
-from vauban.schema.log import Bars
 
 HERE = Path(__file__).resolve().parent
 README, RESULTS = HERE.parent / "README.md", HERE.parent / "bench" / "results"
@@ -36,8 +35,8 @@ PAGES: dict[str, tuple[str, Catalogue[Any]]] = {
 }
 
 
-def section(cls: Any) -> str:
-    """One id as Markdown."""
+def section(cls: Any, drawn: Mapping[str, str]) -> str:
+    """One id as Markdown; `drawn`: name of a picture -> the line that shows it."""
     card = cls.card
     told = card.model_dump(mode="json")
     parts = [f"## {card.id}", f"**{card.name}.** {told.get('summary') or told.get('meaning', '')}"]
@@ -46,8 +45,7 @@ def section(cls: Any) -> str:
     facts = [f"- {label}: {', '.join(told[key])}" for key, label in LISTS.items() if told.get(key)]
     facts += _costs(cls) if hasattr(cls, "price") else _before_after(card.id)
     parts += ["\n".join(facts)] if facts else []
-    drawn = plots.before_after()
-    parts += [_picture(drawn, name)] if (name := f"defence-{card.id}") in drawn else []
+    parts += [drawn[name]] if (name := f"defence-{card.id}") in drawn else []
     parts += [
         f"{label}: {told[key]}"
         for key, label in (("measured", "Measured"), ("false_positives", "When it is wrong"))
@@ -80,11 +78,10 @@ def _costs(cls: Any) -> list[str]:
 
 def _before_after(name: str) -> list[str]:
     """What a defence changed on a small model, and what it cost, where that was measured."""
-    path = RESULTS / "defences.json"
-    row = json.loads(path.read_text(encoding="utf-8"))["results"].get(name) if path.exists() else None
+    row = plots.defences().get(name)
     if row is None:
         return []
-    words = {"clean": "clean", "robust": "under attack", "certified": "proved", "membership_auc": "membership AUC"}
+    words = {**plots.SHARES, "membership_auc": "membership AUC"}
     told = "; ".join(f"{word} {_change(row[key], key)}" for key, word in words.items() if row.get(key))
     return [
         f"- Before and after (`bench/defences.py`: {row['model']}, {row['threat']}, {row['samples']} samples): {told}",
@@ -135,15 +132,11 @@ def _arguments(text: str) -> str:
 
 def page(title: str, catalogue: Catalogue[Any]) -> str:
     """All ids of a catalogue, in order."""
-    parts = [section(catalogue.load(name)) for name in catalogue.ids()]
-    if catalogue is DEFENCES and (drawn := plots.before_after()):
-        parts.insert(0, _picture(drawn, "defences"))
-    body = "\n\n".join(parts)
+    bars = plots.defence_bars() if catalogue is DEFENCES else {}
+    drawn = {name: f"![{b.title}]({plots.FOLDER}/{name}.svg)" for name, b in bars.items()}
+    first = [drawn["defences"]] if drawn else []
+    body = "\n\n".join([*first, *(section(catalogue.load(name), drawn) for name in catalogue.ids())])
     return f"# {title}\n\nMade from the code by `make docs`.\n\n{body}\n"
-
-
-def _picture(drawn: Mapping[str, Bars], name: str) -> str:
-    return f"![{drawn[name].title}]({plots.FOLDER}/{name}.svg)"
 
 
 CONTENDERS = {

@@ -118,42 +118,49 @@ SHARES = {"clean": "clean", "robust": "under attack", "certified": "proved"}
 """Name in results/defences.json -> words; each is a share of the test rows."""
 
 
-def before_after() -> dict[str, Bars]:
-    """Name of a picture -> a defence's shares before and after, and under `defences` those of all that were shown on the same model."""
+def defences() -> Results:
+    """results/defences.json, an entry a defence; nothing where it was not made."""
     path = RESULTS / "defences.json"
-    results = json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
-    found = {}
-    for name, row in results.items():
-        told = [key for key in SHARES if row.get(key)]
-        found[f"defence-{name}"] = Bars(
-            title=f"{name} on {row['model']}, {row['threat']}: per cent of {row['samples']} samples",
-            labels=[SHARES[key] for key in told],
-            series=["before", "after"],
-            values=[[100 * row[key][when] for key in told] for when in ("before", "after")],
-        )
-    cases = {name: (row["model"], row["threat"], row["samples"]) for name, row in results.items()}
-    for usual in {max(cases.values(), key=[*cases.values()].count)} if cases else ():
-        found["defences"] = _all([row for name, row in results.items() if cases[name] == usual], results, usual)
-    return found
+    return json.loads(path.read_text(encoding="utf-8"))["results"] if path.exists() else {}
 
 
-def _all(rows: list[Any], results: Results, usual: tuple[str, str, int]) -> Bars:
-    """The model as it was, and after each defence, the most robust first."""
-    names = {id(row): name for name, row in results.items()}
-    ranked = sorted(rows, key=lambda row: -row["robust"]["after"])
+def before_after(name: str, row: Mapping[str, Any]) -> Bars:
+    """A defence's shares before and after."""
+    told = [key for key in SHARES if row.get(key)]
     return Bars(
-        title=f"{usual[0]}, {usual[1]}, {usual[2]} samples: per cent right",
-        labels=["no defence", *(names[id(row)] for row in ranked)],
+        title=f"{name} on {row['model']}, {row['threat']}: per cent of {row['samples']} samples",
+        labels=[SHARES[key] for key in told],
+        series=["before", "after"],
+        values=[[100 * row[key][when] for key in told] for when in ("before", "after")],
+    )
+
+
+def compared(results: Results) -> Bars:
+    """The model that most defences were shown on, as it was and after each of them, the most robust first."""
+    cases = {name: (row["model"], row["threat"], row["samples"]) for name, row in results.items()}
+    usual = max(cases.values(), key=[*cases.values()].count)
+    ranked = sorted((n for n in cases if cases[n] == usual), key=lambda n: -results[n]["robust"]["after"])
+    model, threat, samples = usual
+    return Bars(
+        title=f"{model}, {threat}, {samples} samples: per cent right",
+        labels=["no defence", *ranked],
         series=[SHARES["clean"], SHARES["robust"]],
         values=[
-            [100 * ranked[0][key]["before"], *(100 * row[key]["after"] for row in ranked)]
+            [100 * results[ranked[0]][key]["before"], *(100 * results[name][key]["after"] for name in ranked)]
             for key in ("clean", "robust")
         ],
     )
 
 
+def defence_bars() -> dict[str, Bars]:
+    """Name of a picture -> one for each defence that was measured, and `defences` for all."""
+    results = defences()
+    each = {f"defence-{name}": before_after(name, row) for name, row in results.items()}
+    return {**each, "defences": compared(results)} if results else {}
+
+
 def pictures() -> dict[str, str]:
     """File name under docs/plots -> SVG."""
     drawn = {curve.id: chart(curve, standalone=True) for file in DRAWN for curve in curves(file)}
-    drawn |= {name: bar_chart(bars, standalone=True) for name, bars in before_after().items()}
+    drawn |= {name: bar_chart(bars, standalone=True) for name, bars in defence_bars().items()}
     return {f"{name}.svg": svg + "\n" for name, svg in drawn.items()}
